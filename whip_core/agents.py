@@ -1,0 +1,86 @@
+"""What plugins, pickers and views see of an agent and of the dials and streams to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from whip_core.caller import Caller
+from whip_core.errors import DialError
+from whip_core.names import AgentName, Target
+
+
+@dataclass(frozen=True, slots=True)
+class AgentView:
+    """A registered agent as it is at this moment. Times are seconds."""
+
+    name: AgentName
+    ports: tuple[int, ...]
+    labels: Mapping[str, str]
+    session_id: str
+    instance_id: str
+    address: tuple[str, int]
+    """Where its control stream comes from."""
+    certificate_names: tuple[str, ...]
+    protocol_version: int
+    software_version: str
+    streams: int
+    parked: int
+    round_trip: float | None
+    registered_at: float
+    """Wall clock, seconds since the epoch."""
+    draining: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What an agent asks to be registered as."""
+
+    name: AgentName
+    ports: tuple[int, ...]
+    labels: Mapping[str, str]
+    instance_id: str
+    protocol_version: int
+    software_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who a connection comes from: its address, and the names its certificate proves.
+
+    `certificate_names` is None on a plaintext connection, where nothing is proved.
+    """
+
+    address: tuple[str, int]
+    certificate_names: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class DialFinished:
+    """How a dial went. `agent` and `open_seconds` are None if it never got so far."""
+
+    dial_id: str
+    target: Target
+    caller: Caller
+    agent: AgentView | None
+    port: int | None
+    """The exposed port that the port rule chose."""
+    error: DialError | None
+    parked: bool
+    resolve_seconds: float
+    open_seconds: float | None
+    total_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class StreamClosed:
+    """A stream's end. `cause` is "end", "reset" (by either side) or "cut"."""
+
+    dial_id: str
+    agent: AgentName
+    port: int
+    caller: Caller
+    bytes_to_agent: int
+    bytes_from_agent: int
+    seconds: float
+    cause: str

@@ -1,0 +1,68 @@
+"""The commands `whip` and `whiphack`: found by entry point, imported only when used."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import EntryPoint, entry_points
+
+import click
+
+GROUP = "whip.commands"
+
+
+class CommandsByEntryPoint(click.Group):
+    """A group whose commands are the entry points of `whip.commands`."""
+
+    def _found(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=GROUP)}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *self._found()})
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        point = self._found().get(name)
+        if point is None:
+            return super().get_command(ctx, name)
+        try:
+            command = point.load()
+        except ImportError as error:
+            return _unavailable(name, error)
+        assert isinstance(command, click.Command), f"{point.value} is not a click command"
+        return command
+
+
+def _unavailable(name: str, error: ImportError) -> click.Command:
+    """Stands for a command that cannot be imported, and says why when it is called."""
+
+    @click.command(
+        name,
+        help=f"(not available: {error})",
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
+    def unavailable() -> None:
+        raise click.ClickException(f"`whip {name}` is not available here: {error}")
+
+    return unavailable
+
+
+@click.group(cls=CommandsByEntryPoint, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="whip-tunnel", prog_name="whip")
+def main() -> None:
+    """Reach private service instances by name, through connections that they open."""
+    # gRPC's core writes of its own to stderr, a line for every port scan; ours say it better.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
+@click.group()
+@click.version_option(package_name="whip-tunnel", prog_name="whiphack")
+def whiphack() -> None:
+    """The helper of old: `whiphack pki` is `whip pki`."""
+
+
+def _add_pki() -> None:
+    from whip_core.commands.pki import pki
+
+    whiphack.add_command(pki)
+
+
+_add_pki()

@@ -1,0 +1,92 @@
+"""What can go wrong, on top of the built-in errors that asyncio's callers already catch.
+
+Every error says whose fault it is, names the target and says what is known. All dial
+errors are `OSError`, so code that knows only asyncio (mitmproxy among it) handles them.
+"""
+
+from __future__ import annotations
+
+
+class WhipError(Exception):
+    """Anything that whip itself raises."""
+
+
+class SettingsError(WhipError, ValueError):
+    """A setting is wrong or contradicts another; the text says what to do."""
+
+
+class RemoteProtocolError(WhipError, ConnectionError):
+    """The peer broke the protocol. The connection it came on is of no more use."""
+
+
+class LocalProtocolError(WhipError, RuntimeError):
+    """Our own side asked for something that the connection's state does not allow."""
+
+
+class RegistrationError(WhipError):
+    """An agent may not register; `code` is the reason's short, bounded name."""
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class DialError(WhipError, OSError):
+    """A dial failed. `reason` is its short name, for metrics and logs."""
+
+    reason = "other"
+    http_status = 502
+    """What a proxy answers its client when a dial fails so."""
+
+
+class UnknownName(DialError, ConnectionRefusedError):
+    """No agent is registered under the name (the caller's fault, or not yet there)."""
+
+    reason = "unknown-name"
+
+
+class PortNotExposed(DialError, ConnectionRefusedError):
+    """Agents have the name, none exposes the port."""
+
+    reason = "port-not-exposed"
+
+
+class ServiceRefused(DialError, ConnectionRefusedError):
+    """The agent answered, but could or would not reach its service."""
+
+    reason = "service-refused"
+
+
+class AgentGone(DialError, ConnectionResetError):
+    """The agent vanished, or could not open its reverse connection."""
+
+    reason = "agent-gone"
+
+
+class DialTimeout(DialError, TimeoutError):
+    """The dial took longer than it was allowed to."""
+
+    reason = "timeout"
+    http_status = 504
+
+
+class NotAuthorized(DialError, PermissionError):
+    """A plugin vetoed the dial; the text is its reason."""
+
+    reason = "not-authorized"
+    http_status = 403
+
+
+class BrokerClosed(DialError, ConnectionAbortedError):
+    """The broker is shutting down, or was never started."""
+
+    reason = "broker-closed"
+    http_status = 503
+
+
+class StreamReset(WhipError, ConnectionResetError):
+    """The other end broke the stream; what came before is complete, what follows is lost."""
+
+
+class StreamCut(WhipError, ConnectionResetError):
+    """The connection went away without an end of stream: bytes may be missing."""

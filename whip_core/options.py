@@ -1,0 +1,124 @@
+"""How commands declare their options, log, and end: one way for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from whip_core.errors import SettingsError, WhipError
+from whip_core.settings import TLSFiles
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+class Failure(click.ClickException):
+    """A failure that is told in one line; exit status 1."""
+
+    exit_code = 1
+
+
+def option(*names: str, **attributes: Any) -> Callable[[Command], Command]:
+    """`click.option` that can also be given as WHIP_NAME, and whose booleans take a value.
+
+    A leading `whip-` is not said twice: --whip-grpc-listen-port is WHIP_GRPC_LISTEN_PORT.
+    `--tls`, `--tls=true` and `--tls=false` all work.
+    """
+    long = next(name for name in names if name.startswith("--"))
+    variable = "WHIP_" + long.removeprefix("--").removeprefix("whip-").replace("-", "_").upper()
+    attributes.setdefault("envvar", variable)
+    attributes.setdefault("show_default", True)
+    if attributes.get("type") is bool:
+        attributes.update(is_flag=False, flag_value="true")
+        attributes.setdefault("metavar", "true|false")
+    return click.option(*names, **attributes)
+
+
+def common_options(metrics_listen: str) -> Callable[[Command], Command]:
+    """The options that every long-running command has (DESIGN §7, row "all")."""
+
+    def decorate(command: Command) -> Command:
+        for declare in reversed(
+            [
+                option("--log-level", type=click.Choice(LOG_LEVELS), default="info"),
+                option(
+                    "--metrics-listen",
+                    default=metrics_listen,
+                    metavar="HOST:PORT",
+                    help="Where /metrics is served; empty turns it off.",
+                ),
+                option("--tls", type=bool, default=True, help="Mutual TLS on every connection."),
+                option("--tls-key-path", type=click.Path(), help="Our private key (PEM)."),
+                option("--tls-cert-path", type=click.Path(), help="Our certificate (PEM)."),
+                option(
+                    "--tls-ca-cert-path",
+                    type=click.Path(),
+                    help="The CA that the other end's certificate must be from (PEM).",
+                ),
+                option(
+                    "--allow-plaintext",
+                    type=bool,
+                    default=False,
+                    help="Let --tls=false leave this machine.",
+                ),
+            ]
+        ):
+            command = declare(command)
+        return command
+
+    return decorate
+
+
+def tls_files(tls: bool, key: str | None, cert: str | None, ca: str | None) -> TLSFiles | None:
+    """The three TLS options as one value; raises `click.UsageError` if one is missing."""
+    if not tls:
+        return None
+    missing = [
+        name
+        for name, value in (
+            ("--tls-key-path", key),
+            ("--tls-cert-path", cert),
+            ("--tls-ca-cert-path", ca),
+        )
+        if not value
+    ]
+    if missing or not (key and cert and ca):
+        raise click.UsageError(
+            f"TLS is on, so give {', '.join(missing)} "
+            "(`whip pki --help` makes certificates), or say --tls=false on loopback"
+        )
+    return TLSFiles.of(Path(key), Path(cert), Path(ca))
+
+
+def set_up_logging(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr
+    )
+
+
+def was_given(name: str) -> bool:
+    """Whether the parameter of the running command came from the user, not its default."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source not in (None, click.core.ParameterSource.DEFAULT)
+
+
+def run(main: Coroutine[Any, Any, None], log_level: str) -> None:
+    """Run a command's coroutine: failures end in one line, a wrong setting in status 2."""
+    try:
+        asyncio.run(main)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except SettingsError as error:
+        if log_level == "debug":
+            raise
+        raise click.UsageError(str(error)) from error
+    except (WhipError, OSError) as error:
+        if log_level == "debug":
+            raise
+        raise Failure(str(error)) from error

@@ -1,0 +1,91 @@
+"""Settings that both ends share, and the broker's."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from whip_core.errors import SettingsError
+
+DIAL_TIMEOUT = 10.0
+"""Seconds a whole dial may take, the waiting for an agent to appear not counted."""
+PING_INTERVAL = 20.0
+"""Seconds between two round-trip measurements of one agent."""
+PROBE_TIMEOUT = 2.0
+"""Seconds the holder of a name has to answer when another agent claims it."""
+HANDSHAKE_TIMEOUT = 10.0
+"""Seconds a peer on the reverse port has for its TLS handshake."""
+PREAMBLE_TIMEOUT = 5.0
+"""Seconds a peer on the reverse port has, once connected, to say who it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class TLSFiles:
+    """Paths of PEM files: our key, our certificate chain, the CA that peers must be from."""
+
+    key: Path
+    cert: Path
+    ca: Path
+
+    @classmethod
+    def of(cls, key: str | Path, cert: str | Path, ca: str | Path) -> TLSFiles:
+        return cls(Path(key).expanduser(), Path(cert).expanduser(), Path(ca).expanduser())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerSettings:
+    """Everything a broker needs to start.
+
+    `external_host` and `external_port` are what agents are told to connect back to (a
+    port of None is the one the reverse listener got). `listen_host` None means all
+    interfaces, IPv4 and IPv6, or loopback when `tls` is None. A listen port of 0 lets the
+    system choose. `domains` are the names that belong to whip even while no agent has
+    them: they never go anywhere else.
+    """
+
+    external_host: str = "localhost"
+    external_port: int | None = None
+    listen_host: str | None = None
+    tcp_listen_port: int = 8000
+    grpc_listen_port: int = 50051
+    tls: TLSFiles | None = None
+    allow_plaintext: bool = False
+    domains: tuple[str, ...] = ()
+    picker: str = "random"
+    dial_timeout: float = DIAL_TIMEOUT
+    ping_interval: float = PING_INTERVAL
+    probe_timeout: float = PROBE_TIMEOUT
+    handshake_timeout: float = HANDSHAKE_TIMEOUT
+    preamble_timeout: float = PREAMBLE_TIMEOUT
+
+    def __post_init__(self) -> None:
+        if self.tls is None and self.listen_host is not None:
+            require_plaintext_allowed("listen on", self.listen_host, self.allow_plaintext)
+
+    @property
+    def listen_hosts(self) -> tuple[str, ...]:
+        """Addresses to bind, one listener each."""
+        if self.listen_host is not None:
+            return (self.listen_host,)
+        return ("::", "0.0.0.0") if self.tls is not None else ("::1", "127.0.0.1")  # noqa: S104
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host`, a literal address or localhost, cannot leave this machine."""
+    name = host.strip("[]").partition("%")[0].lower().removesuffix(".")
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def require_plaintext_allowed(verb: str, host: str, allowed: bool) -> None:
+    """Plaintext is free on loopback; anywhere else somebody has to have asked for it."""
+    if not allowed and not is_loopback(host):
+        raise SettingsError(
+            f"refusing to {verb} {host} without TLS: use --tls=true with certificates, "
+            "or say --allow-plaintext if the network is trusted"
+        )
