@@ -1,0 +1,123 @@
+"""The agent: registered at every broker behind its endpoints, as long as it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from contextlib import aclosing
+
+from client_agent.discovery import Discovery, Resolvers
+from client_agent.endpoints import Address, Endpoint
+from client_agent.reconcile import reconcile
+from client_agent.settings import AgentSettings
+from client_agent.worker import Worker
+from whip_core.metrics import AgentMetrics
+from whip_core.tasks import TaskSet
+
+logger = logging.getLogger(__name__)
+
+
+class Agent:
+    """Exposes the settings' ports under the settings' name.
+
+    `run` until cancelled, or until `stop` has let the streams finish.
+    """
+
+    def __init__(self, settings: AgentSettings, *, resolvers: Resolvers | None = None) -> None:
+        self.settings = settings
+        self.metrics = AgentMetrics()
+        self._resolvers = resolvers
+        self._instance_id = secrets.token_hex(8)
+        self._workers: dict[Address, Worker] = {}
+        self._owners: dict[Address, Endpoint] = {}
+        self._runs: dict[Address, asyncio.Task[None]] = {}
+        self._found: dict[Endpoint, frozenset[Address]] = {}
+        self._tasks = TaskSet()
+        self._changed = asyncio.Event()
+        self._stopping = asyncio.Event()
+
+    @property
+    def registered_at(self) -> list[Address]:
+        """The brokers' addresses that this agent is registered at now."""
+        return [address for address, worker in self._workers.items() if worker.live]
+
+    async def run(self) -> None:
+        """Serve. After `stop` it drains, within the settings' time, and returns."""
+        self._found = {endpoint: frozenset() for endpoint in self.settings.endpoints}
+        try:
+            following = [
+                self._tasks.spawn(self._follow(endpoint), f"follow {endpoint}")
+                for endpoint in self._found
+            ]
+            await self._stopping.wait()
+            for task in following:
+                task.cancel()
+            await self._drain()
+        finally:
+            for worker in self._workers.values():
+                worker.cut()
+            await self._tasks.cancel_all()
+
+    def stop(self) -> None:
+        """Begin to drain: no new dials, the streams that run may finish."""
+        self._stopping.set()
+
+    async def wait_registered(self) -> None:
+        """Wait until the agent is registered at one broker at least."""
+        while not self.registered_at:
+            await self._changed.wait()
+
+    # Endpoints
+
+    async def _follow(self, endpoint: Endpoint) -> None:
+        async with aclosing(Discovery(endpoint, self._resolvers).watch()) as found:
+            async for addresses in found:
+                self._found[endpoint] = addresses
+                self._reconcile()
+
+    def _reconcile(self) -> None:
+        change = reconcile(self._found, self._owners)
+        for address, endpoint in change.join.items():
+            logger.info("joining the broker at %s (%s)", address, endpoint)
+            worker = Worker(self.settings, address, endpoint, self, self.metrics, self._instance_id)
+            self._workers[address] = worker
+            self._owners[address] = endpoint
+            self._runs[address] = self._tasks.spawn(worker.run(), f"broker {address}")
+        for address in change.leave:
+            logger.info("leaving the broker at %s: its name has another address now", address)
+            del self._owners[address]
+            self._tasks.spawn(
+                self._leave(self._workers.pop(address), self._runs.pop(address)),
+                f"leave {address}",
+            )
+
+    async def _leave(self, worker: Worker, run: asyncio.Task[None]) -> None:
+        await worker.drain()
+        run.cancel()
+
+    async def _drain(self) -> None:
+        timeout = self.settings.drain_timeout
+        logger.info("stopping: streams have %g s to finish", timeout)
+        try:
+            async with asyncio.timeout(timeout):
+                await asyncio.gather(*(worker.drain() for worker in self._workers.values()))
+        except TimeoutError:
+            logger.warning("some streams did not finish within %g s and are cut", timeout)
+
+    # What workers ask of each other (`worker.Brokers`)
+
+    def held(self) -> tuple[str, ...]:
+        return tuple(
+            worker.live.broker_id
+            for worker in self._workers.values()
+            if worker.live is not None and worker.live.broker_id is not None
+        )
+
+    async def wait_until_free(self, broker_id: str) -> None:
+        while broker_id in self.held():
+            await self._changed.wait()
+
+    def changed(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -1,0 +1,128 @@
+"""`whip client`: the agent as a process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+
+import click
+
+from client_agent.agent import Agent
+from client_agent.endpoints import Endpoint
+from client_agent.exposure import parse_exposure
+from client_agent.settings import DRAIN_TIMEOUT, AgentSettings
+from whip_core.certificates import check_files
+from whip_core.errors import SettingsError
+from whip_core.metrics import serve
+from whip_core.names import AgentName, check_labels
+from whip_core.options import (
+    common_options,
+    option,
+    run,
+    set_up_logging,
+    tls_files,
+    was_given,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@click.command()
+@click.argument("endpoints", nargs=-1, required=True, metavar="ENDPOINT…")
+@option("--hostname", default=None, show_default="this host's name", help="Register under it.")
+@option("--domain", required=True, help="The domain to register in.")
+@option(
+    "--ports",
+    multiple=True,
+    required=True,
+    metavar="PORT[=SERVICE]",
+    help="What to expose: 5051, 80=5051, 443=10.0.0.7:8443 or 80=unix:/path; "
+    "repeatable, or separated by commas.",
+)
+@option("--label", multiple=True, metavar="KEY=VALUE", help="A label, e.g. zone=eu; repeatable.")
+@option(
+    "--drain-timeout",
+    type=click.FloatRange(min=0),
+    default=DRAIN_TIMEOUT,
+    help="Seconds that streams have to finish after SIGTERM; a second SIGTERM goes at once.",
+)
+@common_options(metrics_listen="127.0.0.1:9465")
+def client(
+    endpoints: tuple[str, ...],
+    hostname: str | None,
+    domain: str,
+    ports: tuple[str, ...],
+    label: tuple[str, ...],
+    drain_timeout: float,
+    log_level: str,
+    metrics_listen: str,
+    tls: bool,
+    tls_key_path: str | None,
+    tls_cert_path: str | None,
+    tls_ca_cert_path: str | None,
+    allow_plaintext: bool,
+) -> None:
+    """Register this host's service at every broker behind each ENDPOINT (host:port)."""
+    set_up_logging(log_level)
+    files = tls_files(tls, tls_key_path, tls_cert_path, tls_ca_cert_path)
+    try:
+        if files is not None:
+            for warning in check_files(files):
+                logger.warning(warning)
+        settings = AgentSettings(
+            name=_name(hostname or socket.gethostname(), domain),
+            exposure=parse_exposure(ports),
+            endpoints=tuple(Endpoint.parse(text) for text in endpoints),
+            tls=files,
+            allow_plaintext=allow_plaintext,
+            labels=_labels(label),
+            drain_timeout=drain_timeout,
+        )
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from error
+    run(_serve(settings, metrics_listen, was_given("metrics_listen")), log_level)
+
+
+async def _serve(settings: AgentSettings, metrics_listen: str, chosen: bool) -> None:
+    agent = Agent(settings)
+    loop = asyncio.get_running_loop()
+    this = asyncio.current_task()
+    assert this is not None
+    interrupted = False
+
+    def stop() -> None:
+        nonlocal interrupted
+        if interrupted:
+            this.cancel()
+        interrupted = True
+        agent.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    with serve(metrics_listen, agent.metrics.registry, chosen=chosen):
+        try:
+            await agent.run()
+        except asyncio.CancelledError:
+            logger.warning("stopped at once: streams that still ran are cut")
+
+
+def _name(hostname: str, domain: str) -> AgentName:
+    try:
+        return AgentName.parse(hostname, domain)
+    except ValueError as error:
+        raise SettingsError(f"--hostname and --domain: {error}") from error
+
+
+def _labels(texts: tuple[str, ...]) -> dict[str, str]:
+    labels = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise SettingsError(f"--label {text[:80]!r} is not KEY=VALUE")
+        labels[key] = value
+    try:
+        return check_labels(labels)
+    except ValueError as error:
+        raise SettingsError(f"--label: {error}") from error

@@ -1,0 +1,33 @@
+"""Connecting to the service beside the agent."""
+
+from __future__ import annotations
+
+import asyncio
+
+from client_agent.exposure import Backend, UnixBackend
+from whip_core.errors import ServiceRefused
+from whip_core.relay import RelaySide
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds a service has to take a connection: the broker's whole dial has no more."""
+
+
+async def connect(backend: Backend) -> RelaySide:
+    """A relay side on a new connection to the service, reading paused.
+
+    Raises `ServiceRefused` saying which service, and why it did not answer.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            if isinstance(backend, UnixBackend):
+                _, side = await loop.create_unix_connection(RelaySide, backend.path)
+            else:
+                _, side = await loop.create_connection(RelaySide, backend.host, backend.port)
+    except TimeoutError as error:
+        raise ServiceRefused(
+            f"the agent's service {backend} did not answer within {CONNECT_TIMEOUT:g} s"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ServiceRefused(f"the agent cannot reach its service {backend}: {error}") from error
+    return side

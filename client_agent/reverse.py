@@ -1,0 +1,74 @@
+"""Opening a reverse connection: connect, check whom we reached, say who we are."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import TypeVar
+
+from whip_core import preamble
+from whip_core.certificates import proves_host
+from whip_core.errors import AgentGone
+from whip_core.framed import FramedConnection
+from whip_core.preamble import OldPreamble, Preamble
+from whip_core.raw import RawConnection
+from whip_core.settings import require_plaintext_allowed
+from whip_core.tls import peer_certificate
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds for the connection and its handshake: the broker's whole dial has no more."""
+
+Connection = TypeVar("Connection", FramedConnection, RawConnection)
+
+
+class ReverseConnector:
+    """Opens reverse connections to one broker, which is known as `endpoint_name`."""
+
+    def __init__(
+        self, context: ssl.SSLContext | None, endpoint_name: str, *, allow_plaintext: bool
+    ) -> None:
+        self._context = context
+        self._endpoint_name = endpoint_name
+        self._allow_plaintext = allow_plaintext
+
+    async def open(
+        self,
+        connection: Connection,
+        host: str,
+        port: int,
+        introduction: Preamble | OldPreamble,
+    ) -> Connection:
+        """Connect `connection` to `host:port` and introduce ourselves.
+
+        Over TLS the listener must prove `host` or the endpoint's own name. Raises
+        `AgentGone` saying what did not work; then, and when cancelled, nothing is left open.
+        """
+        try:
+            if self._context is None:
+                require_plaintext_allowed("connect to", host, self._allow_plaintext)
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                transport, _ = await asyncio.get_running_loop().create_connection(
+                    lambda: connection,
+                    host,
+                    port,
+                    ssl=self._context,
+                    server_hostname=host if self._context else None,
+                )
+        except TimeoutError as error:
+            raise AgentGone(
+                f"the agent got no answer from {host}:{port} within {CONNECT_TIMEOUT:g} s"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise AgentGone(f"the agent cannot connect back to {host}:{port}: {error}") from error
+        if self._context is not None:
+            certificate = peer_certificate(transport)
+            if certificate is None or not (
+                proves_host(certificate, host) or proves_host(certificate, self._endpoint_name)
+            ):
+                transport.abort()
+                raise AgentGone(
+                    f"the listener at {host}:{port} proves neither that name nor "
+                    f"{self._endpoint_name}: its certificate is for others"
+                )
+        transport.write(preamble.encode(introduction))
+        return connection

@@ -1,0 +1,262 @@
+"""One session with one broker: register, then do what it asks, as far as we expose it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+
+from client_agent import local
+from client_agent.control_client import ControlClient
+from client_agent.reverse import ReverseConnector
+from client_agent.settings import AgentSettings
+from whip_core import control
+from whip_core.control_state import AGENT_SIDE, ControlState, State
+from whip_core.errors import AgentGone, ServiceRefused, WhipError
+from whip_core.framed import FramedConnection
+from whip_core.frames import FailureCode, OpenRequested, Role
+from whip_core.metrics import AgentMetrics
+from whip_core.preamble import OldPreamble, Preamble
+from whip_core.raw import RawConnection
+from whip_core.relay import RelaySide, break_off, join
+from whip_core.tasks import TaskSet
+
+logger = logging.getLogger(__name__)
+
+MAX_OPENING = 256
+"""Reverse connections under way at once: more is a broker gone mad, not a burst."""
+
+
+class BrokerSession:
+    """The agent's side of a registration, over a control stream that is already open."""
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        client: ControlClient,
+        connector: ReverseConnector,
+        metrics: AgentMetrics,
+        *,
+        instance_id: str,
+        on_registered: Callable[[BrokerSession], None],
+    ) -> None:
+        self._settings = settings
+        self._client = client
+        self._connector = connector
+        self._metrics = metrics
+        self._instance_id = instance_id
+        self._on_registered = on_registered
+        self._control = ControlState(AGENT_SIDE)
+        self._tasks = TaskSet()
+        self._connections: set[FramedConnection] = set()
+        self._raw: set[RawConnection] = set()
+        self._streams = 0
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self.registered: control.Registered | None = None
+        self.duplicate_of: str | None = None
+        self.draining = False
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no stream runs."""
+        return self._quiet.is_set()
+
+    @property
+    def broker_id(self) -> str | None:
+        """None at an old broker, which has none."""
+        return self.registered.broker_id if self.registered else None
+
+    async def run(self, held_brokers: tuple[str, ...]) -> None:
+        """Register and serve until the control stream ends.
+
+        Raises `ControlClosed` then, or `RemoteProtocolError`. Streams that run go on.
+        """
+        name = self._settings.name
+        self._client.send(
+            control.Register(
+                hostname=name.hostname,
+                domain=name.domain,
+                ports=tuple(self._settings.exposure),
+                protocol_version=control.PROTOCOL_VERSION,
+                instance_id=self._instance_id,
+                software_version=version("whip-tunnel"),
+                labels=self._settings.labels,
+                held_brokers=held_brokers,
+            )
+        )
+        try:
+            while True:
+                self._received(await self._client.receive())
+        finally:
+            self._control.end()
+            self._close_idle()
+            await self._tasks.cancel_all()
+
+    async def drain(self) -> None:
+        """Take no new dials, say so, and wait until the streams have ended."""
+        self.draining = True
+        if self._control.state in (State.REGISTERED, State.DRAINING):
+            self._client.send(control.Draining("the agent is stopping"))
+        self._close_idle()
+        await self._quiet.wait()
+
+    def cut(self) -> None:
+        """Cut the streams that still run."""
+        for connection in tuple(self._connections):
+            connection.close()
+        for raw in tuple(self._raw):
+            raw.stream.abort()
+
+    def _received(self, message: control.BrokerMessage) -> None:
+        first = self._control.state is State.REGISTERING
+        self._control.receive(message)
+        match message:
+            case control.Registered():
+                self.registered = message
+            case control.AlreadyRegistered(broker_id):
+                self.duplicate_of = broker_id
+            case control.Ping(sequence, ping_timestamp):
+                self._client.send(control.Pong(sequence, ping_timestamp, time.time_ns()))
+            case control.Connect():
+                self._asked_to_connect(message)
+            case _:
+                pass
+        if first and self._control.state is not State.ENDED:
+            self._on_registered(self)
+
+    def _asked_to_connect(self, request: control.Connect) -> None:
+        refusal = self._refusal(request)
+        if refusal is not None:
+            logger.warning("broker's request %s refused: %s", request.connection_id[:8], refusal)
+            self._client.send(control.ConnectFailed(request.connection_id, refusal))
+            return
+        answer = self._answer_old if self.registered is None else self._answer
+        self._tasks.spawn(answer(request), f"connect {request.connection_id[:8]}")
+
+    def _refusal(self, request: control.Connect) -> str | None:
+        if request.local_port not in self._settings.exposure:
+            return f"this agent does not expose port {request.local_port}"
+        if self.draining:
+            return "this agent is draining"
+        if len(self._tasks) >= MAX_OPENING:
+            return f"{len(self._tasks)} connections are being opened already"
+        return None
+
+    # Brokers of ours: reverse connections speak frames
+
+    async def _answer(self, request: control.Connect) -> None:
+        assert self.registered is not None
+        introduction = Preamble(
+            self.registered.session_id, self.registered.secret, request.connection_id
+        )
+        connection = FramedConnection(
+            Role.ACCEPTOR,
+            on_open=self._asked_to_open,
+            on_idle=self._became_idle,
+            on_lost=self._connections.discard,
+        )
+        try:
+            await self._connector.open(connection, request.host, request.port, introduction)
+        except (AgentGone, WhipError) as error:
+            self._failed(request.connection_id, error)
+            return
+        if not connection.lost:
+            self._connections.add(connection)
+
+    def _asked_to_open(
+        self, connection: FramedConnection, request: OpenRequested
+    ) -> asyncio.Task[None]:
+        return self._tasks.spawn(
+            self._open(connection, request), f"open {request.dial_id.hex()[:8]}"
+        )
+
+    async def _open(self, connection: FramedConnection, request: OpenRequested) -> None:
+        dial = request.dial_id.hex()[:8]
+        backend = self._settings.exposure.get(request.port)
+        if backend is None:
+            logger.warning("dial %s refused: port %d is not exposed", dial, request.port)
+            connection.refuse(
+                FailureCode.PORT_NOT_EXPOSED, f"this agent does not expose port {request.port}"
+            )
+            return
+        if self.draining:
+            connection.refuse(FailureCode.DRAINING, "this agent is draining")
+            return
+        try:
+            side = await local.connect(backend)
+        except ServiceRefused as error:
+            logger.warning("dial %s: %s", dial, error)
+            connection.refuse(FailureCode.SERVICE_REFUSED, str(error))
+            return
+        if connection.lost:
+            _drop(side)
+            return
+        tunnel = RelaySide()
+        connection.accept(extra={}).attach(tunnel)
+        self._relay(dial, request.port, tunnel, side)
+
+    def _became_idle(self, connection: FramedConnection) -> None:
+        if self.draining or self._control.state is State.ENDED:
+            connection.close()
+
+    def _close_idle(self) -> None:
+        for connection in tuple(self._connections):
+            if connection.is_parked:
+                connection.close()
+
+    # Old brokers: one bare connection for each dial
+
+    async def _answer_old(self, request: control.Connect) -> None:
+        try:
+            side = await local.connect(self._settings.exposure[request.local_port])
+        except ServiceRefused as error:
+            self._failed(request.connection_id, error)
+            return
+        raw = RawConnection(
+            request.connection_id, extra={}, on_finished=lambda _: self._raw.discard(raw)
+        )
+        try:
+            await self._connector.open(
+                raw, request.host, request.port, OldPreamble(request.connection_id)
+            )
+        except WhipError as error:
+            _drop(side)
+            self._failed(request.connection_id, error)
+            return
+        except asyncio.CancelledError:
+            _drop(side)
+            raise
+        self._raw.add(raw)
+        tunnel = RelaySide()
+        raw.stream.attach(tunnel)
+        self._relay(request.connection_id[:8], request.local_port, tunnel, side)
+
+    def _failed(self, connection_id: str, error: Exception) -> None:
+        logger.warning("dial %s: %s", connection_id[:8], error)
+        self._client.send(control.ConnectFailed(connection_id, str(error)))
+
+    # Both
+
+    def _relay(self, dial: str, port: int, tunnel: RelaySide, side: RelaySide) -> None:
+        domain = self._settings.name.domain
+        logger.info("dial %s: open to %s", dial, self._settings.exposure[port])
+        self._streams += 1
+        self._quiet.clear()
+        self._metrics.connected(domain, port)
+
+        def done() -> None:
+            logger.info("dial %s: closed", dial)
+            self._metrics.disconnected(domain, port)
+            self._streams -= 1
+            if not self._streams:
+                self._quiet.set()
+
+        join(tunnel, side, done)
+
+
+def _drop(side: RelaySide) -> None:
+    if side.transport is not None:
+        break_off(side.transport)

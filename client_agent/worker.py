@@ -1,0 +1,160 @@
+"""Keeps a session to one broker address, for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from client_agent.backoff import Backoff
+from client_agent.control_client import ControlClient, ControlClosed
+from client_agent.endpoints import Address, Endpoint
+from client_agent.reverse import ReverseConnector
+from client_agent.session import BrokerSession
+from client_agent.settings import AgentSettings
+from whip_core.errors import RemoteProtocolError, SettingsError
+from whip_core.metrics import AgentMetrics
+from whip_core.settings import require_plaintext_allowed
+from whip_core.tls import client_context, grpc_channel_credentials
+
+logger = logging.getLogger(__name__)
+
+REFUSALS = frozenset({"ALREADY_EXISTS", "PERMISSION_DENIED", "INVALID_ARGUMENT"})
+"""gRPC statuses by which a broker says that it will not have this registration."""
+
+
+class Brokers(Protocol):
+    """What a worker needs to know of its siblings' sessions."""
+
+    def held(self) -> tuple[str, ...]:
+        """Ids of the brokers that some worker has a live session with."""
+
+    async def wait_until_free(self, broker_id: str) -> None:
+        """Wait until no worker has a live session with that broker."""
+
+    def changed(self) -> None:
+        """A session has begun or ended."""
+
+
+class Worker:
+    """One address; `run` until cancelled or drained."""
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        address: Address,
+        endpoint: Endpoint,
+        brokers: Brokers,
+        metrics: AgentMetrics,
+        instance_id: str,
+        backoff: Callable[[], Backoff] = Backoff,
+    ) -> None:
+        self.address = address
+        self._settings = settings
+        self._endpoint = endpoint
+        self._brokers = brokers
+        self._metrics = metrics
+        self._instance_id = instance_id
+        self._backoff = backoff()
+        self._trouble = ""
+        self._client: ControlClient | None = None
+        self._running: set[BrokerSession] = set()
+        self.live: BrokerSession | None = None
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.address} {'registered' if self.live else 'not registered'}>"
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self._serve_once()
+            except ControlClosed as closed:
+                self._tell(self._explain(closed))
+            except (RemoteProtocolError, SettingsError) as error:
+                self._tell(f"broker at {self.address}: {error}")
+            await asyncio.sleep(self._backoff.next_delay())
+            self._metrics.reconnecting()
+
+    async def drain(self) -> None:
+        """Take no new dials and wait until the streams have ended, then say goodbye."""
+        await asyncio.gather(*(session.drain() for session in tuple(self._running)))
+        if self._client is not None:
+            await self._client.close()
+
+    def cut(self) -> None:
+        """Cut the streams that still run."""
+        for session in tuple(self._running):
+            session.cut()
+
+    async def _serve_once(self) -> None:
+        """One session, from connecting to the end of its control stream, which it raises."""
+        files = self._settings.tls
+        if files is None:
+            require_plaintext_allowed("connect to", self.address.ip, self._settings.allow_plaintext)
+        tls_name = self._endpoint.tls_name
+        connector = ReverseConnector(
+            client_context(files) if files else None,
+            tls_name,
+            allow_plaintext=self._settings.allow_plaintext,
+        )
+        credentials = grpc_channel_credentials(files) if files else None
+        async with ControlClient(self.address, tls_name, credentials) as client:
+            session = BrokerSession(
+                self._settings,
+                client,
+                connector,
+                self._metrics,
+                instance_id=self._instance_id,
+                on_registered=self._registered,
+            )
+            self._running = {old for old in self._running if not old.is_quiet} | {session}
+            self._client = client
+            try:
+                await session.run(self._brokers.held())
+            except ControlClosed as closed:
+                await self._step_aside(session, closed)
+                raise
+            finally:
+                self._client = None
+                self._ended(session)
+
+    def _registered(self, session: BrokerSession) -> None:
+        self.live = session
+        self._backoff.reset()
+        self._trouble = ""
+        self._brokers.changed()
+        self._metrics.registered()
+        kind = "broker" if session.broker_id else "old broker"
+        logger.info("registered %s at the %s %s", self._settings.name, kind, self.address)
+
+    def _ended(self, session: BrokerSession) -> None:
+        if self.live is session:
+            self.live = None
+            self._brokers.changed()
+            self._metrics.unregistered()
+
+    async def _step_aside(self, session: BrokerSession, closed: ControlClosed) -> None:
+        """Wait while another of our sessions serves the same broker by another address."""
+        self._ended(session)
+        broker_id = session.duplicate_of or session.broker_id
+        if closed.status == "ABORTED" and broker_id in self._brokers.held():
+            assert broker_id is not None
+            logger.info("%s is a broker that we are registered at already", self.address)
+            await self._brokers.wait_until_free(broker_id)
+
+    def _explain(self, closed: ControlClosed) -> str:
+        details = str(closed).rpartition("last error: ")[2]
+        if closed.status in REFUSALS:
+            return f"the broker at {self.address} refused the registration: {details}"
+        if closed.status == "UNIMPLEMENTED":
+            return f"what listens at {self.address} is no whip broker"
+        if closed.status == "OK":
+            return f"the broker at {self.address} closed the control stream"
+        return f"no broker at {self.address} (trying on): {details}"
+
+    def _tell(self, trouble: str) -> None:
+        """Log what went wrong once, not at each attempt."""
+        level = logging.DEBUG if trouble == self._trouble else logging.WARNING
+        self._trouble = trouble
+        logger.log(level, trouble)

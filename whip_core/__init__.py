@@ -1,0 +1,18 @@
+"""whip_core: reach private service instances by name.
+
+agent               the side-car beside an instance; it dials out (package `client_agent`)
+broker              keeps the agents, opens streams to them
+control stream      gRPC, agent to broker, as long as the agent lives
+reverse connection  TCP, opened by the agent for the broker; carries one stream at a time
+parked              said of a reverse connection that is open and idle
+preamble            the first bytes of a reverse connection: who it is from, and what for
+dial                from a name to a stream: resolve, pick, open
+stream              what a caller gets: an `asyncio.Transport`, hence reader and writer
+"""
+
+from whip_core.broker import Broker
+from whip_core.caller import Caller, HttpRequest
+from whip_core.hookspecs import hookimpl
+from whip_core.settings import BrokerSettings, TLSFiles
+
+__all__ = ["Broker", "BrokerSettings", "Caller", "HttpRequest", "TLSFiles", "hookimpl"]

@@ -1,0 +1,327 @@
+"""The broker: keeps agents, and opens streams to them for whoever asks in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import secrets
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from types import TracebackType
+from typing import TypeVar
+
+from whip_core import control, settings
+from whip_core.agents import AgentView, Registration
+from whip_core.authorization import CertificateCoversName
+from whip_core.caller import NOBODY, Caller
+from whip_core.certificates import check_files
+from whip_core.control_server import ControlServer, ControlStream
+from whip_core.dialer import Dialer
+from whip_core.errors import RegistrationError, RemoteProtocolError
+from whip_core.metrics import BrokerMetrics
+from whip_core.names import AgentName, check_labels, check_port, is_within, normalize
+from whip_core.pickers import make_picker
+from whip_core.plugins import Plugins
+from whip_core.preamble import OldPreamble
+from whip_core.registry import Contested, Joined, Registry
+from whip_core.reverse_listener import Arrival, ReverseListener
+from whip_core.session import Awaited, Session
+from whip_core.stream import Stream
+from whip_core.tls import grpc_server_credentials, server_context
+
+logger = logging.getLogger(__name__)
+
+MAX_PORTS = 1024
+"""Ports one agent may expose: far above any service, far below what would hurt to keep."""
+READER_LIMIT = 64 * 1024
+"""Octets a StreamReader holds before it stops reading (twice that): asyncio's own default."""
+
+ProtocolT = TypeVar("ProtocolT", bound=asyncio.BaseProtocol)
+
+
+class Broker:
+    """An async context manager: while it is open, agents register and can be dialled.
+
+        async with Broker(BrokerSettings(external_host="broker.example", tls=files)) as broker:
+            reader, writer = await broker.open_connection("instance1.testdom", 80)
+
+    `plugins` are objects with hooks (`hookspecs`); the built-in picker, certificate rule
+    and metrics stand behind them. Entering raises `SettingsError` if a file or a port
+    cannot be used.
+    """
+
+    def __init__(
+        self, settings: settings.BrokerSettings, *, plugins: Sequence[object] = ()
+    ) -> None:
+        self.settings = settings
+        self.broker_id = secrets.token_hex(8)
+        self.metrics = BrokerMetrics()
+        self.plugins = Plugins(
+            [make_picker(settings.picker), CertificateCoversName(), self.metrics, *plugins]
+        )
+        self._domains = tuple(normalize(domain) for domain in settings.domains)
+        self._registry: Registry[Session] = Registry()
+        self._awaited = Awaited()
+        self._sessions_by_id: dict[str, Session] = {}
+        self._dialer = Dialer(self._registry, self.plugins, settings.dial_timeout)
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Broker:
+        files = self.settings.tls
+        if files is not None:
+            for warning in check_files(files):
+                logger.warning(warning)
+        async with contextlib.AsyncExitStack() as stack:
+            self._reverse = await stack.enter_async_context(
+                ReverseListener(
+                    self._welcome,
+                    self.settings.listen_hosts,
+                    self.settings.tcp_listen_port,
+                    server_context(files) if files else None,
+                    handshake_timeout=self.settings.handshake_timeout,
+                    preamble_timeout=self.settings.preamble_timeout,
+                )
+            )
+            self._control = await stack.enter_async_context(
+                ControlServer(
+                    self,
+                    self.settings.listen_hosts,
+                    self.settings.grpc_listen_port,
+                    grpc_server_credentials(files) if files else None,
+                )
+            )
+            self._stack = stack.pop_all()
+        logger.info(
+            "broker %s: agents register at port %d and connect back to %s:%d%s",
+            self.broker_id,
+            self.control_port,
+            *self._reverse_address,
+            "" if files else ", without TLS",
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._dialer.closed = True
+        self._dialer.agents_changed()
+        for session in self._registry:
+            self._end(session, RegistrationError("the broker is shutting down", code="closing"))
+        await self._stack.aclose()
+
+    @property
+    def control_port(self) -> int:
+        """Where agents register."""
+        return self._control.port
+
+    @property
+    def reverse_port(self) -> int:
+        """Where agents' reverse connections arrive."""
+        return self._reverse.port
+
+    @property
+    def _reverse_address(self) -> tuple[str, int]:
+        """What agents are told to connect back to."""
+        return self.settings.external_host, self.settings.external_port or self.reverse_port
+
+    @property
+    def agents(self) -> list[AgentView]:
+        """Every registered agent, as it is now."""
+        return [session.view() for session in self._registry]
+
+    def routes(self, host: str) -> bool:
+        """Whether `host` belongs to whip: it, or its domain, is or was registered or is listed.
+
+        Such a name must never be looked for anywhere else. Never raises.
+        """
+        try:
+            name = normalize(host)
+        except ValueError:
+            return False
+        return is_within(name, self._domains) or self._registry.is_ours(name)
+
+    # Dialling
+
+    async def open_connection(
+        self,
+        host: str,
+        port: int,
+        *,
+        caller: Caller = NOBODY,
+        wait: float = 0.0,
+        timeout: float | None = None,
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Like `asyncio.open_connection`: a reader and a writer of a stream to the service.
+
+        Waits up to `wait` seconds for such an agent to appear, then takes up to `timeout`
+        seconds (None: the settings' `dial_timeout`). Raises `DialError`; afterwards the
+        reader raises `StreamReset` or `StreamCut` if the stream breaks. Cancelled, it
+        leaves nothing behind.
+        """
+        stream = await self._dialer.dial(host, port, caller=caller, wait=wait, timeout=timeout)
+        reader = asyncio.StreamReader(limit=READER_LIMIT)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        stream.attach(protocol)
+        return reader, asyncio.StreamWriter(stream, protocol, reader, asyncio.get_running_loop())
+
+    async def create_connection(
+        self,
+        protocol_factory: Callable[[], ProtocolT],
+        host: str,
+        port: int,
+        *,
+        caller: Caller = NOBODY,
+        wait: float = 0.0,
+        timeout: float | None = None,
+    ) -> tuple[Stream, ProtocolT]:
+        """Like `loop.create_connection`: a transport with the factory's protocol on it.
+
+        Errors and time as for `open_connection`.
+        """
+        stream = await self._dialer.dial(host, port, caller=caller, wait=wait, timeout=timeout)
+        protocol = protocol_factory()
+        stream.attach(protocol)
+        return stream, protocol
+
+    # Agents: what the control server asks (`control_server.ControlHandler`)
+
+    async def register(self, stream: ControlStream, message: control.Register) -> Session:
+        registration = _checked(message)
+        if self.broker_id in message.held_brokers:
+            held = self._registry.get(registration.name.full)
+            if held is not None and held.instance_id == registration.instance_id:
+                stream.send(control.AlreadyRegistered(self.broker_id))
+                raise RegistrationError(
+                    "you are registered here by another address", code="already-registered"
+                )
+        veto = await self.plugins.veto_of_agent(registration, stream.peer)
+        if veto is not None:
+            logger.warning("refused agent %s: %s", registration.name, veto)
+            raise RegistrationError(f"{registration.name} refused: {veto}", code="not-authorized")
+        session = Session(stream, registration, self._reverse_address, self._awaited)
+        joined = await self._enter(session)
+        if joined.replaced is not None:
+            self._end(
+                joined.replaced,
+                RegistrationError("replaced by a newer session", code="replaced"),
+            )
+        self._joined(session, message)
+        return session
+
+    async def _enter(self, session: Session) -> Joined[Session]:
+        """Enter a session; who holds the name, and does not answer a probe, loses it."""
+        while True:
+            outcome = self._registry.register(session)
+            if isinstance(outcome, Joined):
+                return outcome
+            holder = outcome.holder
+            if await holder.answers(self.settings.probe_timeout):
+                raise self._taken(session, outcome)
+            if self._registry.get(session.name.full) is holder:
+                logger.warning("agent %s does not answer: its name is taken over", holder.name)
+                return self._registry.take_over(session)
+
+    def _taken(self, session: Session, contested: Contested[Session]) -> RegistrationError:
+        host, port = contested.holder.peer.address
+        logger.warning(
+            "refused agent %s from %s: the name is held by %s", session.name, session.peer, host
+        )
+        return RegistrationError(
+            f"the name {session.name} is held by a live agent at {host} port {port}; "
+            "choose another --hostname, or stop that agent",
+            code="name-taken",
+        )
+
+    def _joined(self, session: Session, message: control.Register) -> None:
+        session.control.receive(message)
+        self._sessions_by_id[session.session_id] = session
+        if session.speaks_frames:
+            host, port = self._reverse_address
+            session.send(
+                control.Registered(
+                    protocol_version=control.PROTOCOL_VERSION,
+                    broker_id=self.broker_id,
+                    session_id=session.session_id,
+                    secret=session.secret,
+                    reverse_host=host,
+                    reverse_port=port,
+                    software_version=version("whip-tunnel"),
+                )
+            )
+        logger.info(
+            "agent %s registered from %s, ports %s",
+            session.name,
+            session.peer.address[0],
+            ",".join(map(str, session.ports)) or "none",
+        )
+        # Spread over the interval from the start, so that a thousand agents that come
+        # back at once are not pinged at once for ever after.
+        self._ping_later(session, random.uniform(0, self.settings.ping_interval))  # noqa: S311
+        self.plugins.agent_joined(session.view())
+        self._dialer.agents_changed()
+
+    def _ping_later(self, session: Session, delay: float) -> None:
+        loop = asyncio.get_running_loop()
+        session.next_ping = loop.call_later(delay, self._ping, session)
+
+    def _ping(self, session: Session) -> None:
+        session.ping()
+        self._ping_later(session, self.settings.ping_interval)
+
+    def received(self, session: Session, message: control.AgentMessage) -> None:
+        round_trip = session.received(message)
+        if round_trip is not None:
+            self.plugins.round_trip(session.view(), round_trip)
+
+    def left(self, session: Session, reason: str) -> None:
+        self._end(session, None, reason)
+
+    def _end(
+        self, session: Session, why: RegistrationError | None, reason: str | None = None
+    ) -> None:
+        """End a session, once, and forget it; a newer one of its name stays."""
+        if self._sessions_by_id.pop(session.session_id, None) is None:
+            return
+        reason = reason or str(why)
+        self._registry.remove(session)
+        if session.next_ping is not None:
+            session.next_ping.cancel()
+        view = session.view()
+        session.end(why)
+        logger.info("agent %s left: %s", session.name, reason)
+        self.plugins.agent_left(view, reason)
+
+    # Reverse connections
+
+    def _welcome(self, arrival: Arrival) -> None:
+        preamble = arrival.preamble
+        if isinstance(preamble, OldPreamble):
+            wait = self._awaited.get(preamble.connection_id)
+            session = wait.session if wait is not None else None
+        else:
+            session = self._sessions_by_id.get(preamble.session_id)
+        if session is None:
+            raise RemoteProtocolError("it belongs to no session or dial (any more)")
+        session.welcome(arrival)
+
+
+def _checked(message: control.Register) -> Registration:
+    """The registration in normal form and within bounds, or `RegistrationError`."""
+    try:
+        if len(message.ports) > MAX_PORTS:
+            raise ValueError(f"{len(message.ports)} ports, at most {MAX_PORTS}")
+        return Registration(
+            name=AgentName.parse(message.hostname, message.domain),
+            ports=tuple(dict.fromkeys(map(check_port, message.ports))),
+            labels=check_labels(message.labels),
+            instance_id=message.instance_id,
+            protocol_version=message.protocol_version,
+            software_version=message.software_version,
+        )
+    except ValueError as error:
+        raise RegistrationError(f"registration refused: {error}", code="invalid") from error

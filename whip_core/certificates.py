@@ -1,0 +1,312 @@
+"""Reading certificates: the names they give, what those names cover, whether files fit."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import NameOID
+
+from whip_core.errors import SettingsError
+from whip_core.names import MAX_NAME_LENGTH, normalize
+from whip_core.settings import TLSFiles
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+MAX_PEM_SIZE = 1 << 20
+"""Bytes of a PEM file: four times a whole system's CA bundle, and an end for /dev/zero."""
+
+_UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion)
+_PRIVATE_KEY = re.compile(
+    rb"-----BEGIN ((?:[A-Z0-9]+ )*PRIVATE KEY)-----.*?-----END \1-----", re.DOTALL
+)
+
+
+def certificate_names(der: bytes) -> tuple[str, ...]:
+    """The DNS names of a certificate, lower-cased, in its order; `*.rest` stays as it is.
+
+    A certificate without any dNSName gives its subject's common name instead, if there is
+    exactly one and it looks like a host name. Empty when there is no name at all. Raises
+    `ValueError` for what is no certificate or has extensions that cannot be read.
+    """
+    return _names(_from_der(der))
+
+
+def certificate_names_pem(pem: bytes) -> tuple[str, ...]:
+    """`certificate_names` of the first certificate in `pem` (gRPC's auth context has PEM)."""
+    return _names(_from_pem(pem))
+
+
+def covers(patterns: Iterable[str], name: str) -> bool:
+    """Whether one of `patterns` is `name`, or is `*.rest` and `name` is one label and rest.
+
+    Only a whole leftmost label may be a wildcard, and it stands for exactly one label.
+    Case, a trailing dot and IDNA forms do not matter. What cannot be a host name is not
+    covered, and a malformed pattern covers nothing.
+    """
+    try:
+        wanted = normalize(name)
+    except ValueError:
+        return False
+    accepted = {wanted, "*." + wanted.partition(".")[2]}
+    return any(_pattern_or_none(pattern) in accepted for pattern in patterns)
+
+
+def dns_pattern(text: str) -> str:
+    """The normal form of a host name or of `*.` and a host name.
+
+    Raises `ValueError` for anything else, IP addresses among it.
+    """
+    head, _, rest = text.partition(".")
+    pattern = "*." + normalize(rest) if head == "*" and rest else normalize(text)
+    if len(pattern) > MAX_NAME_LENGTH:
+        raise ValueError(f"{text[:80]!r} is longer than {MAX_NAME_LENGTH} characters")
+    if _address_or_none(pattern) is not None:
+        raise ValueError(f"{text!r} is an IP address and not a host name")
+    return pattern
+
+
+def literal_address(text: str) -> IPAddress:
+    """An IPv4 or IPv6 address; brackets and a zone (`%eth0`) are left aside.
+
+    Raises `ValueError` for anything else.
+    """
+    text = text.strip()
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    try:
+        return ipaddress.ip_address(text.partition("%")[0])
+    except ValueError as error:
+        raise ValueError(f"{text[:80]!r} is not an IP address") from error
+
+
+def proves_host(der: bytes, host: str) -> bool:
+    """Whether a server certificate is good for `host`, a DNS name or a literal address.
+
+    A name is looked for among `certificate_names`, an address (anything that
+    `literal_address` takes, compared as an address) among the iPAddress entries only.
+    Raises `ValueError` as `certificate_names` does.
+    """
+    certificate = _from_der(der)
+    address = _address_or_none(host)
+    if address is None:
+        return covers(_names(certificate), host)
+    names = _alternative_names(certificate)
+    return names is not None and address in names.get_values_for_type(x509.IPAddress)
+
+
+def expires_at(der_or_pem: bytes) -> datetime:
+    """The last moment at which the (first) certificate is valid, in UTC.
+
+    Raises `ValueError` for what is no certificate.
+    """
+    # Not "has a BEGIN in it": a peer may have put whole PEM texts into its DER.
+    is_der = der_or_pem[:1] == b"\x30" and der_or_pem[1:2] >= b"\x80"
+    return (_from_der if is_der else _from_pem)(der_or_pem).not_valid_after_utc
+
+
+def check_files(files: TLSFiles) -> list[str]:
+    """See that the three files can be used together, before anything tries to.
+
+    Raises `SettingsError`, one line that names the option and the path and says what to
+    do. Gives back one-line warnings for what is unusual, but right in some set-ups.
+    """
+    key_source = f"--tls-key-path {files.key}"
+    cert_source = f"--tls-cert-path {files.cert}"
+    ca_source = f"--tls-ca-cert-path {files.ca}"
+    key = private_key_in(read_pem_file(files.key, key_source), key_source)
+    chain = certificates_in(read_pem_file(files.cert, cert_source), cert_source)
+    authorities = certificates_in(read_pem_file(files.ca, ca_source), ca_source)
+
+    if not same_key(key, chain[0]):
+        raise SettingsError(
+            f"{key_source} does not belong to {cert_source}: give the key that was made with it"
+        )
+    now = datetime.now(UTC)
+    _check_valid_at(now, chain[0], cert_source)
+    last = max(authority.not_valid_after_utc for authority in authorities)
+    if last < now:
+        raise SettingsError(
+            f"{ca_source} holds only expired certificates (until {last:%Y-%m-%d %H:%M} UTC), "
+            "so no peer can be trusted: make or fetch a new CA certificate"
+        )
+    if not _leads_to(chain, authorities):
+        return [
+            f"{cert_source} was not issued by a CA in {ca_source}: "
+            "right only if the other end trusts another CA than this one"
+        ]
+    return []
+
+
+def read_pem_file(path: Path, source: str) -> bytes:
+    """The content of a file; `source` (an option and the path) begins each error's text.
+
+    Raises `SettingsError` when it is missing, not readable or larger than `MAX_PEM_SIZE`.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_PEM_SIZE + 1)
+    except FileNotFoundError as error:
+        raise SettingsError(
+            f"{source} does not exist: correct the path (`whip pki --help` makes certificates)"
+        ) from error
+    except IsADirectoryError as error:
+        raise SettingsError(f"{source} is a directory: give the file in it") from error
+    except OSError as error:
+        raise SettingsError(
+            f"{source} cannot be read by this user: {error.strerror or error}"
+        ) from error
+    if len(data) > MAX_PEM_SIZE:
+        raise SettingsError(f"{source} is no PEM file of ours: it is larger than 1 MiB")
+    return data
+
+
+def certificates_in(pem: bytes, source: str) -> list[x509.Certificate]:
+    """All certificates in `pem`, at least one; else `SettingsError` that begins with `source`."""
+    if b"-----BEGIN CERTIFICATE-----" not in pem:
+        if b"PRIVATE KEY-----" in pem:
+            problem = "holds a private key and no certificate: are two options swapped?"
+        elif pem[:1] == b"\x30":
+            problem = "is DER, not PEM: convert it with `openssl x509 -inform der`"
+        else:
+            problem = "holds no certificate: give a PEM file (-----BEGIN CERTIFICATE-----)"
+        raise SettingsError(f"{source} {problem}")
+    try:
+        return x509.load_pem_x509_certificates(pem)
+    except _UNREADABLE as error:
+        raise SettingsError(
+            f"{source} holds a damaged certificate: copy or issue it again"
+        ) from error
+
+
+def private_key_in(pem: bytes, source: str) -> PrivateKeyTypes:
+    """The first private key in `pem` (PKCS#1, SEC1 or PKCS#8, not encrypted).
+
+    Other blocks, such as EC PARAMETERS or a certificate, may stand around it. Raises
+    `SettingsError` that begins with `source`.
+    """
+    found = _PRIVATE_KEY.search(pem)
+    if found is None:
+        if b"-----BEGIN CERTIFICATE-----" in pem:
+            problem = "holds a certificate and no private key: are two options swapped?"
+        elif pem[:1] == b"\x30":
+            problem = "is DER, not PEM: convert it with `openssl pkey -inform der`"
+        else:
+            problem = "holds no private key: give a PEM file (-----BEGIN PRIVATE KEY-----)"
+        raise SettingsError(f"{source} {problem}")
+    label = found[1].decode()
+    if label.startswith("ENCRYPTED") or b"Proc-Type: 4,ENCRYPTED" in found[0]:
+        raise SettingsError(
+            f"{source} is encrypted, and nobody is asked for a passphrase: "
+            "decrypt it with `openssl pkey`"
+        )
+    try:
+        return load_pem_private_key(pem, password=None)
+    except (*_UNREADABLE, TypeError) as error:
+        raise SettingsError(
+            f"{source} holds a damaged or unknown {label}: give an EC or RSA key in PEM form"
+        ) from error
+
+
+def same_key(key: PrivateKeyTypes, certificate: x509.Certificate) -> bool:
+    """Whether `certificate` was made for `key`."""
+    return _public_bytes(key.public_key()) == _public_bytes(certificate.public_key())
+
+
+def _public_bytes(key: PublicKeyTypes) -> bytes:
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _from_der(der: bytes) -> x509.Certificate:
+    try:
+        return x509.load_der_x509_certificate(der)
+    except _UNREADABLE as error:
+        raise ValueError(f"not a certificate in DER form: {error}") from error
+
+
+def _from_pem(pem: bytes) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(pem)
+    except _UNREADABLE as error:
+        raise ValueError(f"not a certificate in PEM form: {error}") from error
+
+
+def _alternative_names(certificate: x509.Certificate) -> x509.SubjectAlternativeName | None:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return None
+    except (*_UNREADABLE, x509.UnsupportedGeneralNameType) as error:
+        raise ValueError(f"a certificate's extensions cannot be read: {error}") from error
+
+
+def _names(certificate: x509.Certificate) -> tuple[str, ...]:
+    alternative = _alternative_names(certificate)
+    names = alternative.get_values_for_type(x509.DNSName) if alternative is not None else []
+    if names:
+        return tuple(name.lower() for name in names)
+    common = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    if len(common) != 1:
+        return ()
+    pattern = _pattern_or_none(str(common[0].value))
+    return (pattern,) if pattern is not None else ()
+
+
+def _pattern_or_none(text: str) -> str | None:
+    try:
+        return dns_pattern(text)
+    except ValueError:
+        return None
+
+
+def _address_or_none(host: str) -> IPAddress | None:
+    try:
+        return literal_address(host)
+    except ValueError:
+        return None
+
+
+def _check_valid_at(now: datetime, certificate: x509.Certificate, source: str) -> None:
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if end < now:
+        raise SettingsError(
+            f"{source} expired on {end:%Y-%m-%d %H:%M} UTC: issue a new one "
+            "(`whip pki createandsign --help`)"
+        )
+    if now < begin:
+        raise SettingsError(
+            f"{source} is not valid before {begin:%Y-%m-%d %H:%M} UTC: set this machine's "
+            "clock, or wait"
+        )
+
+
+def _leads_to(chain: Sequence[x509.Certificate], authorities: list[x509.Certificate]) -> bool:
+    """Whether the first of `chain` is one of `authorities` or from one, by way of the rest."""
+    current, links = chain[0], list(chain[1:])
+    while True:
+        if current in authorities or any(_issued(issuer, current) for issuer in authorities):
+            return True
+        above = next((link for link in links if _issued(link, current)), None)
+        if above is None:
+            return False
+        links.remove(above)
+        current = above
+
+
+def _issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True

@@ -1,0 +1,221 @@
+"""The broker's gRPC service: pumps messages between agents and whoever handles them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from typing import Any, Protocol
+from urllib.parse import unquote
+
+import grpc
+import grpc.aio
+
+from whip_core import control
+from whip_core.agents import Peer
+from whip_core.certificates import certificate_names_pem
+from whip_core.channel import CHANNEL_OPTIONS
+from whip_core.control_wire import (
+    METHOD,
+    SERVICE,
+    decode_agent_message,
+    encode_broker_message,
+)
+from whip_core.errors import RegistrationError, RemoteProtocolError, SettingsError
+from whip_core.outbox import Outbox
+from whip_core.tasks import TaskSet
+
+logger = logging.getLogger(__name__)
+
+REGISTER_TIMEOUT = 10.0
+"""Seconds an agent has, once its control stream is open, to say who it is."""
+STOP_GRACE = 1.0
+"""Seconds that ended streams have to tell their agents why, when the server stops."""
+
+_STATUS = {
+    "name-taken": grpc.StatusCode.ALREADY_EXISTS,
+    "not-authorized": grpc.StatusCode.PERMISSION_DENIED,
+    "invalid": grpc.StatusCode.INVALID_ARGUMENT,
+    "replaced": grpc.StatusCode.ABORTED,
+    "unresponsive": grpc.StatusCode.ABORTED,
+    "already-registered": grpc.StatusCode.ABORTED,
+    "closing": grpc.StatusCode.UNAVAILABLE,
+}
+"""The status by which a control stream ends; agents tell by it whether to come back soon."""
+
+
+class ControlHandler(Protocol):
+    """Who decides about control streams. `session` is whatever `register` returned."""
+
+    async def register(self, stream: ControlStream, message: control.Register) -> Any:
+        """Let the agent in, or raise `RegistrationError`."""
+
+    def received(self, session: Any, message: control.AgentMessage) -> None:
+        """May raise `RemoteProtocolError`, which ends the stream."""
+
+    def left(self, session: Any, reason: str) -> None:
+        """The stream of a registered agent has ended."""
+
+
+class ControlStream:
+    """The broker's end of one agent's control stream."""
+
+    def __init__(self, context: grpc.aio.ServicerContext[Any, Any], tasks: TaskSet) -> None:
+        self._outbox = Outbox(context.write, tasks)
+        self._ended: asyncio.Future[RegistrationError | None] = (
+            asyncio.get_running_loop().create_future()
+        )
+        self.peer = Peer(_address(context.peer()), _certificate_names(context))
+
+    def send(self, message: control.BrokerMessage) -> None:
+        """Queue a message. Never blocks; an agent that does not read is given up."""
+        if not self._ended.done() and not self._outbox.put(encode_broker_message(message)):
+            self.end(RegistrationError("the agent does not read", code="unresponsive"))
+
+    def end(self, why: RegistrationError | None = None) -> None:
+        """End the stream, telling the agent why."""
+        if not self._ended.done():
+            self._ended.set_result(why)
+
+    async def flushed(self) -> None:
+        """Wait until what was sent before the end has been handed to gRPC."""
+        async with asyncio.timeout(STOP_GRACE):
+            await self._outbox.flushed()
+
+    async def wait_ended(self) -> RegistrationError | None:
+        return await asyncio.shield(self._ended)
+
+
+class ControlServer:
+    """Listens for agents. An async context manager; `port` is the bound one."""
+
+    def __init__(
+        self,
+        handler: ControlHandler,
+        hosts: Sequence[str],
+        port: int,
+        credentials: grpc.ServerCredentials | None,
+    ) -> None:
+        self._handler = handler
+        self._hosts = hosts
+        self._credentials = credentials
+        self._tasks = TaskSet()
+        self._streams: set[ControlStream] = set()
+        self.port = port
+
+    async def __aenter__(self) -> ControlServer:
+        server = grpc.aio.server(
+            options=[
+                *CHANNEL_OPTIONS,
+                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        method: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(
+            self._serve
+        )
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, {METHOD: method}),)
+        )
+        self._bind(server)
+        await server.start()
+        self._server = server
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        for stream in list(self._streams):
+            stream.end(RegistrationError("the broker is shutting down", code="closing"))
+        await self._server.stop(STOP_GRACE)
+        await self._tasks.cancel_all()
+
+    def _bind(self, server: grpc.aio.Server) -> None:
+        bound, failure = 0, None
+        for host in self._hosts:
+            if bound and host == "0.0.0.0" and "::" in self._hosts:  # noqa: S104
+                continue  # gRPC's [::] is both families'
+            address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+            try:
+                if self._credentials is None:
+                    got = server.add_insecure_port(address)
+                else:
+                    got = server.add_secure_port(address, self._credentials)
+            except RuntimeError as error:
+                got, failure = 0, error
+            if got:
+                bound += 1
+                self.port = got
+        if not bound:
+            raise SettingsError(
+                f"cannot listen for agents on port {self.port} of {', '.join(self._hosts)}: it is "
+                "in use or not allowed; choose another with --whip-grpc-listen-port"
+            ) from failure
+
+    async def _serve(self, _: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        stream = ControlStream(context, self._tasks)
+        self._streams.add(stream)
+        reader = self._tasks.spawn(self._read(stream, context), "control reader")
+        try:
+            why = await stream.wait_ended()
+        finally:
+            self._streams.discard(stream)
+            stream.end()
+            reader.cancel()
+        with contextlib.suppress(TimeoutError):
+            await stream.flushed()
+        if why is not None:
+            await context.abort(_STATUS[why.code], str(why))
+
+    async def _read(
+        self, stream: ControlStream, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        session, reason = None, "its control stream was lost"
+        try:
+            async with asyncio.timeout(REGISTER_TIMEOUT):
+                first = await self._next(context)
+            if not isinstance(first, control.Register):
+                raise RemoteProtocolError("the first message has to be a registration")
+            session = await self._handler.register(stream, first)
+            while True:
+                message = await self._next(context)
+                if message is None:
+                    reason = "it closed its control stream"
+                    break
+                self._handler.received(session, message)
+            stream.end()
+        except RegistrationError as error:
+            stream.end(error)
+        except TimeoutError:
+            stream.end(RegistrationError("no registration came in time", code="invalid"))
+        except RemoteProtocolError as error:
+            reason = f"protocol error: {error}"
+            stream.end(RegistrationError(str(error), code="invalid"))
+        except grpc.RpcError as error:
+            logger.debug("control stream of %s: %s", stream.peer.address, error)
+            stream.end()
+        finally:
+            if session is not None:
+                self._handler.left(session, reason)
+
+    async def _next(
+        self, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> control.AgentMessage | None:
+        """The next message that we know; None at the agent's end of the stream."""
+        while True:
+            data = await context.read()
+            if data is grpc.aio.EOF:
+                return None
+            message = decode_agent_message(data)
+            if message is not None:
+                return message
+
+
+def _address(peer: str) -> tuple[str, int]:
+    """gRPC's notation (`ipv4:127.0.0.1:5000`, `ipv6:%5B::1%5D:5000`) as host and port."""
+    host, _, port = unquote(peer).partition(":")[2].rpartition(":")
+    return host.strip("[]"), int(port) if port.isdigit() else 0
+
+
+def _certificate_names(context: grpc.aio.ServicerContext[Any, Any]) -> tuple[str, ...] | None:
+    shown = context.auth_context().get("x509_pem_cert")
+    return certificate_names_pem(bytes(next(iter(shown)))) if shown else None

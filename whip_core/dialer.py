@@ -1,0 +1,218 @@
+"""A dial, step by step: resolve, keep who exposes the port, pick, authorize, open."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from whip_core.agents import DialFinished, StreamClosed
+from whip_core.caller import Caller
+from whip_core.errors import (
+    BrokerClosed,
+    DialError,
+    DialTimeout,
+    NotAuthorized,
+    PortNotExposed,
+    UnknownName,
+)
+from whip_core.frames import DIAL_ID_SIZE
+from whip_core.names import Target
+from whip_core.plugins import Plugins
+from whip_core.registry import Candidate, Registry
+from whip_core.session import Session
+from whip_core.stream import Stream
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Dial:
+    """One dial under way, and what is known of it so far. Times are seconds."""
+
+    dial_id: bytes
+    target: Target
+    caller: Caller
+    started: float
+    candidate: Candidate[Session] | None = None
+    resolve_seconds: float = 0.0
+    open_seconds: float | None = None
+    parked: bool = False
+
+    def __str__(self) -> str:
+        asked_by = f" (request {self.caller.request_id})" if self.caller.request_id else ""
+        return f"dial {self.dial_id.hex()[:8]} {self.target}{asked_by}"
+
+    def finished(self, error: DialError | None) -> DialFinished:
+        return DialFinished(
+            dial_id=self.dial_id.hex(),
+            target=self.target,
+            caller=self.caller,
+            agent=self.candidate.session.view() if self.candidate else None,
+            port=self.candidate.port if self.candidate else None,
+            error=error,
+            parked=self.parked,
+            resolve_seconds=self.resolve_seconds,
+            open_seconds=self.open_seconds,
+            total_seconds=time.monotonic() - self.started,
+        )
+
+
+class Dialer:
+    """Opens streams to registered agents."""
+
+    def __init__(self, registry: Registry[Session], plugins: Plugins, timeout: float) -> None:
+        self._registry = registry
+        self._plugins = plugins
+        self._timeout = timeout
+        self._changed = asyncio.Event()
+        self.closed = False
+
+    def agents_changed(self) -> None:
+        """Wake the dials that wait for an agent to appear."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def dial(
+        self, host: str, port: int, *, caller: Caller, wait: float, timeout: float | None
+    ) -> Stream:
+        """A stream to `host:port`, held back until it is given a protocol.
+
+        Waits up to `wait` seconds for such an agent to appear, then takes up to `timeout`
+        seconds (None: the broker's) to open. Raises `DialError`. Cancelled, it leaves
+        nothing behind: no entry, no connection, no stream.
+        """
+        started = time.monotonic()
+        try:
+            target = Target.parse(host, port)
+        except ValueError as error:
+            raise UnknownName(str(error)) from error
+        dial = Dial(secrets.token_bytes(DIAL_ID_SIZE), target, caller, started)
+        try:
+            stream = await self._dial(dial, wait, self._timeout if timeout is None else timeout)
+        except DialError as error:
+            logger.info("%s failed: %s", dial, error)
+            self._plugins.dial_finished(dial.finished(error))
+            raise
+        self._opened(dial)
+        return stream
+
+    def _opened(self, dial: Dial) -> None:
+        assert dial.candidate is not None
+        outcome = dial.finished(None)
+        logger.info(
+            "%s: open to %s port %d in %.1f ms%s",
+            dial,
+            dial.candidate.session.name,
+            dial.candidate.port,
+            outcome.total_seconds * 1000,
+            ", parked" if dial.parked else "",
+        )
+        self._plugins.dial_finished(outcome)
+
+    async def _dial(self, dial: Dial, wait: float, timeout: float) -> Stream:
+        asked = self._plugins.resolve(dial.target, dial.caller)
+        candidates = await self._resolve(asked, wait)
+        dial.resolve_seconds = time.monotonic() - dial.started
+        deadline = time.monotonic() + timeout
+        while True:
+            candidate = self._pick(asked, candidates, dial.caller)
+            dial.candidate = candidate
+            await self._authorize(asked, candidate, dial.caller)
+            candidates = [other for other in candidates if other is not candidate]
+            # An agent that does not answer must leave time to try the others.
+            patience = (deadline - time.monotonic()) / (len(candidates) + 1)
+            try:
+                return await self._open(dial, candidate, patience)
+            except DialError as error:
+                if not candidates or time.monotonic() >= deadline:
+                    raise
+                logger.warning("%s: %s; trying another agent", dial, error)
+
+    async def _resolve(self, target: Target, wait: float) -> list[Candidate[Session]]:
+        deadline = asyncio.get_running_loop().time() + wait
+        while True:
+            if self.closed:
+                raise BrokerClosed(f"{target}: the broker is shutting down")
+            try:
+                return self._registry.resolve(target)
+            except (UnknownName, PortNotExposed):
+                if wait <= 0:
+                    raise
+                changed = self._changed
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        await changed.wait()
+                except TimeoutError:
+                    wait = 0
+
+    def _pick(
+        self, target: Target, candidates: Sequence[Candidate[Session]], caller: Caller
+    ) -> Candidate[Session]:
+        if len(candidates) == 1:
+            return candidates[0]
+        views = [candidate.session.view() for candidate in candidates]
+        picked = self._plugins.pick(target, views, caller)
+        for candidate, view in zip(candidates, views, strict=True):
+            if view is picked:
+                return candidate
+        raise UnknownName(f"{target}: the picker chose {picked!r}, which was not a candidate")
+
+    async def _authorize(
+        self, target: Target, candidate: Candidate[Session], caller: Caller
+    ) -> None:
+        reason = await self._plugins.veto_of_dial(target, candidate.session.view(), caller)
+        if reason is not None:
+            raise NotAuthorized(f"{target}: not allowed: {reason}")
+
+    async def _open(self, dial: Dial, candidate: Candidate[Session], timeout: float) -> Stream:
+        session = candidate.session
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(timeout):
+                stream, dial.parked = await session.open(
+                    candidate.port,
+                    dial.dial_id,
+                    extra={"whip": dial},
+                    on_finished=lambda stream: self._closed(dial, candidate, stream),
+                )
+        except TimeoutError as error:
+            raise DialTimeout(
+                f"{dial.target}: no answer from agent {session.name} within {timeout:.1f} s"
+            ) from error
+        except DialError as error:
+            raise type(error)(f"{dial.target}: {error}") from error
+        dial.open_seconds = time.monotonic() - started
+        session.streams += 1
+        self._plugins.stream_opened(dial.finished(None))
+        return stream
+
+    def _closed(self, dial: Dial, candidate: Candidate[Session], stream: Stream) -> None:
+        session = candidate.session
+        session.streams -= 1
+        assert stream.cause is not None
+        seconds = time.monotonic() - dial.started
+        logger.info(
+            "dial %s: closed (%s), %d bytes to %s, %d back, %.1f s",
+            dial.dial_id.hex()[:8],
+            stream.cause,
+            stream.bytes_sent,
+            session.name,
+            stream.bytes_received,
+            seconds,
+        )
+        self._plugins.stream_closed(
+            StreamClosed(
+                dial_id=dial.dial_id.hex(),
+                agent=session.name,
+                port=candidate.port,
+                caller=dial.caller,
+                bytes_to_agent=stream.bytes_sent,
+                bytes_from_agent=stream.bytes_received,
+                seconds=seconds,
+                cause=stream.cause,
+            )
+        )

@@ -1,0 +1,340 @@
+"""A reverse connection that speaks frames: one stream at a time, parked in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from whip_core import frames
+from whip_core.drain import BoundedDrain
+from whip_core.errors import (
+    AgentGone,
+    DialError,
+    LocalProtocolError,
+    PortNotExposed,
+    RemoteProtocolError,
+    ServiceRefused,
+)
+from whip_core.frames import FrameCodec, Role, State
+from whip_core.stream import Cause, Stream, broken, cut
+
+JOIN_SIZE = 32 * 1024
+"""Octets up to which a DATA frame's body is copied behind its header: one system call
+costs more than such a copy. Above, the header goes out by itself."""
+LINGER_TIMEOUT = 5.0
+"""Seconds the peer has to take our RESET and close, before we do."""
+
+OnOpen = Callable[["FramedConnection", frames.OpenRequested], asyncio.Task[Any]]
+OnChange = Callable[["FramedConnection"], None]
+
+
+class FramedConnection(asyncio.Protocol):
+    """Both ends' side of it; `role` says which.
+
+    `on_open` (acceptor) is called for each OPEN and returns the task that will `accept` or
+    `refuse`; it is cancelled if the connection goes first. `on_idle` is called when a
+    stream or a refused open has left the connection parked, `on_lost` when it is gone.
+    """
+
+    can_half_close = True
+
+    def __init__(
+        self,
+        role: Role,
+        *,
+        on_open: OnOpen | None = None,
+        on_idle: OnChange | None = None,
+        on_lost: OnChange | None = None,
+    ) -> None:
+        self._codec = FrameCodec(role)
+        self._on_open = on_open
+        self._on_idle = on_idle
+        self._on_lost = on_lost
+        self._transport: asyncio.Transport | None = None
+        self._stream: Stream | None = None
+        self._opening: asyncio.Future[Stream] | None = None
+        self._answering: asyncio.Task[Any] | None = None
+        self._extra: Mapping[str, Any] = {}
+        self._on_finished: Callable[[Stream], None] | None = None
+        self._we_ended = False
+        self._peer_ended = False
+        self._drain: BoundedDrain | None = None
+        self._linger: asyncio.TimerHandle | None = None
+        self._reading_paused = False
+        self.write_paused = False
+        self.lost = False
+
+    def __repr__(self) -> str:
+        state = "lost" if self.lost else self._codec.state.value
+        return f"<FramedConnection {self._codec.role.value} {state} {self._stream or ''}>"
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether the next dial may use it."""
+        return self._codec.state is State.PARKED and self._stream is None and not self.lost
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        assert self._transport is not None
+        return self._transport
+
+    def close(self) -> None:
+        """Close the connection; a stream on it is cut."""
+        if not self.lost:
+            self.transport.close()
+
+    # The opener's side
+
+    async def open(
+        self,
+        port: int,
+        dial_id: bytes,
+        *,
+        extra: Mapping[str, Any],
+        on_finished: Callable[[Stream], None] | None = None,
+    ) -> Stream:
+        """Open a stream to the peer's `port`.
+
+        Raises `ServiceRefused` or `PortNotExposed` if the peer says so (the connection is
+        parked again), `AgentGone` if the connection is lost. Cancelled, it resets the
+        connection: whatever the answer would have been, nobody gets it.
+        """
+        if self.lost:
+            raise AgentGone("the agent's connection was lost")
+        if not self.is_parked:
+            raise LocalProtocolError(f"{self!r} is not parked")
+        self._extra = extra
+        self._on_finished = on_finished
+        self._opening = asyncio.get_running_loop().create_future()
+        self.transport.write(self._codec.open(port, dial_id))
+        try:
+            return await self._opening
+        except asyncio.CancelledError:
+            self._break("the dial was cancelled")
+            raise
+        finally:
+            self._opening = None
+
+    # The acceptor's side
+
+    def accept(
+        self,
+        *,
+        extra: Mapping[str, Any],
+        on_finished: Callable[[Stream], None] | None = None,
+    ) -> Stream:
+        """Answer OPENED; the stream is open from here on."""
+        self._answering = None
+        self._extra = extra
+        self._on_finished = on_finished
+        self.transport.write(self._codec.opened())
+        return self._start_stream()
+
+    def refuse(self, code: int, why: str) -> None:
+        """Answer FAILED; the connection is parked again."""
+        self._answering = None
+        self.transport.write(self._codec.failed(code, why))
+        self._idle()
+
+    # asyncio's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self._linger is not None:
+            return
+        try:
+            events = self._codec.receive(data)
+        except RemoteProtocolError as error:
+            self._doubt(error)
+            return
+        for event in events:
+            if self.lost or self._linger is not None:
+                return
+            self._handle(event)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+        if self._stream is not None:
+            self._stream.writing_paused()
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        if self._stream is not None:
+            self._stream.writing_resumed()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lose(cut(str(exc) if exc else "closed without an end"), "cut")
+
+    # Events
+
+    def _handle(self, event: frames.Event) -> None:
+        match event:
+            case frames.DataReceived(data):
+                if self._drain is not None:
+                    self._drain.discard(len(data))
+                elif self._stream is not None:
+                    self._stream.data_arrived(data)
+            case frames.EndReceived():
+                self._peer_ended = True
+                if self._stream is not None:
+                    self._stream.end_arrived()
+                self._finish_if_ended()
+            case frames.OpenRequested():
+                if self._on_open is None:
+                    self._doubt(RemoteProtocolError("this end accepts no streams"))
+                else:
+                    self._answering = self._on_open(self, event)
+            case frames.Opened():
+                opening = self._opening
+                if opening is not None and not opening.done():
+                    opening.set_result(self._start_stream())
+            case frames.OpenFailed(code, why):
+                self._fail_opening(_open_error(code, why))
+                self._idle()
+            case frames.ResetReceived(why):
+                self._lose(broken(why), "reset")
+                self.transport.abort()
+            case frames.PingReceived(payload):
+                self.transport.write(self._codec.pong(payload))
+            case frames.PongReceived():
+                pass
+
+    def _start_stream(self) -> Stream:
+        self._we_ended = self._peer_ended = False
+        self._stream = Stream(self, self._codec.dial_id.hex(), self._extra, self._on_finished)
+        self._pause()
+        return self._stream
+
+    def _finish_if_ended(self) -> None:
+        if self._stream is None or not (self._we_ended and self._peer_ended):
+            return
+        stream, self._stream = self._stream, None
+        self._end_drain()
+        self.transport.set_write_buffer_limits()
+        self._resume()
+        stream.finished("end", None)
+        self._idle()
+
+    def _idle(self) -> None:
+        if self._on_idle is not None and self.is_parked:
+            self._on_idle(self)
+
+    def _fail_opening(self, error: DialError) -> None:
+        if self._opening is not None and not self._opening.done():
+            self._opening.set_exception(error)
+
+    def _doubt(self, error: RemoteProtocolError) -> None:
+        self._lose(cut(f"protocol error: {error}"), "cut")
+        self.transport.abort()
+
+    def _break(self, why: str) -> None:
+        """Reset whatever is open and let the connection go."""
+        if self._stream is not None:
+            self._stream.reset(why)
+        elif not self.lost and self._codec.state is not State.CLOSED:
+            self._send_reset(why)
+
+    def _send_reset(self, why: str) -> None:
+        self.transport.write(self._codec.reset(why))
+        self._end_drain()
+        self._resume()
+        loop = asyncio.get_running_loop()
+        self._linger = loop.call_later(LINGER_TIMEOUT, self.transport.abort)
+
+    def _lose(self, error: Exception, cause: Cause) -> None:
+        if self.lost:
+            return
+        self.lost = True
+        self._codec.state = State.CLOSED
+        self._end_drain()
+        if self._linger is not None:
+            self._linger.cancel()
+        if self._answering is not None:
+            self._answering.cancel()
+        self._fail_opening(AgentGone(f"the agent's connection was lost: {error}"))
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            delivered = stream.is_closing() and not self.transport.get_write_buffer_size()
+            stream.finished(cause, None if delivered else error)
+        if self._on_lost is not None:
+            self._on_lost(self)
+
+    def _end_drain(self) -> None:
+        if self._drain is not None:
+            self._drain.cancel()
+            self._drain = None
+
+    def _pause(self) -> None:
+        if not self._reading_paused and not self.lost:
+            self._reading_paused = True
+            self.transport.pause_reading()
+
+    def _resume(self) -> None:
+        if self._reading_paused and not self.lost:
+            self._reading_paused = False
+            self.transport.resume_reading()
+
+    # The carrier's side (`stream.Carrier`). A stream that is over has no say any more.
+
+    def send_data(self, stream: Stream, data: bytes | memoryview) -> None:
+        if stream is not self._stream:
+            return
+        size = len(data)
+        if size <= JOIN_SIZE:
+            self.transport.write(b"".join((self._codec.data_header(size), data)))
+            return
+        view = memoryview(data)
+        for start in range(0, size, frames.MAX_DATA_SIZE):
+            piece = view[start : start + frames.MAX_DATA_SIZE]
+            self.transport.write(self._codec.data_header(len(piece)))
+            self.transport.write(piece)
+
+    def send_end(self, stream: Stream) -> None:
+        if stream is self._stream:
+            self.transport.write(self._codec.end())
+            self._we_ended = True
+            self._finish_if_ended()
+
+    def close_stream(self, stream: Stream) -> None:
+        if stream is self._stream:
+            self._drain = BoundedDrain(
+                self.transport, lambda: stream.reset("closed while the other end was sending")
+            )
+            self._resume()
+
+    def reset_stream(self, stream: Stream, why: str) -> None:
+        if stream is self._stream:
+            self._stream = None
+            self._send_reset(why)
+
+    def pause_reading(self, stream: Stream) -> None:
+        if stream is self._stream:
+            self._pause()
+
+    def resume_reading(self, stream: Stream) -> None:
+        if stream is self._stream:
+            self._resume()
+
+    def get_write_buffer_size(self) -> int:
+        return self.transport.get_write_buffer_size()
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return self.transport.get_write_buffer_limits()
+
+    def set_write_buffer_limits(self, high: int | None, low: int | None) -> None:
+        self.transport.set_write_buffer_limits(high, low)
+
+
+def _open_error(code: int, why: str) -> DialError:
+    if code == frames.FailureCode.PORT_NOT_EXPOSED:
+        return PortNotExposed(why)
+    if code == frames.FailureCode.DRAINING:
+        return AgentGone(why)
+    return ServiceRefused(why)

@@ -1,0 +1,377 @@
+"""Frames on a reverse connection, without I/O: bytes in, events out; calls in, bytes out.
+
+A frame is one byte of type, three bytes of length (big endian) and a body. The broker is
+the *opener*: it alone starts streams. The agent is the *acceptor*. One stream at a time:
+
+- A parked connection carries nothing but PING and PONG until the opener sends OPEN.
+- The acceptor answers OPENED, and bytes may flow both ways; or FAILED, and the connection
+  is parked again.
+- Each direction ends with END, after which its sender sends no more DATA. When both have
+  ended, the connection is parked again. The two ENDs may cross on the way.
+- RESET, by either side at any time, breaks the stream, and the connection with it.
+- OPENED, FAILED and END repeat the dial's id. A foreign id, an unknown type or a frame
+  that the state does not allow is a `RemoteProtocolError`, after which the connection is
+  of no use: two users' streams follow each other here, so there is no benefit of the doubt.
+
+The table below says the same. Both sides hold it, each with its own view of the state;
+frames in flight cannot break it, because only OPEN leaves PARKED and only the opener
+sends that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+
+from whip_core.errors import LocalProtocolError, RemoteProtocolError
+
+HEADER_SIZE = 4
+MAX_DATA_SIZE = 256 * 1024
+"""Octets of one DATA frame: large enough that the header costs nothing, small enough
+that a PING waiting behind it is answered soon."""
+MAX_CONTROL_SIZE = 2048
+"""Octets of any other frame: an id, a name and a sentence fit."""
+MAX_REASON_SIZE = 1024
+"""Octets of the text in FAILED and RESET; longer texts are cut."""
+DIAL_ID_SIZE = 16
+"""Octets of a dial's id: 128 random bits, so that no peer can guess another's."""
+PING_SIZE = 8
+
+
+class Role(Enum):
+    OPENER = "opener"
+    ACCEPTOR = "acceptor"
+
+    @property
+    def peer(self) -> Role:
+        return Role.ACCEPTOR if self is Role.OPENER else Role.OPENER
+
+
+class FrameType(IntEnum):
+    """0x01 is the preamble (`preamble`), which comes before all frames."""
+
+    OPEN = 0x02
+    OPENED = 0x03
+    FAILED = 0x04
+    DATA = 0x05
+    END = 0x06
+    RESET = 0x07
+    PING = 0x08
+    PONG = 0x09
+
+
+class State(Enum):
+    PARKED = "parked"
+    OPENING = "opening"
+    OPEN = "open"
+    OPENER_ENDED = "opener ended"
+    ACCEPTOR_ENDED = "acceptor ended"
+    CLOSED = "closed"
+
+
+class FailureCode(IntEnum):
+    """Why an agent could not open a stream."""
+
+    SERVICE_REFUSED = 1
+    PORT_NOT_EXPOSED = 2
+    DRAINING = 3
+
+
+_OPENER, _ACCEPTOR = Role.OPENER, Role.ACCEPTOR
+
+TRANSITIONS: dict[State, dict[tuple[Role, FrameType], State]] = {
+    State.PARKED: {
+        (_OPENER, FrameType.OPEN): State.OPENING,
+    },
+    State.OPENING: {
+        (_ACCEPTOR, FrameType.OPENED): State.OPEN,
+        (_ACCEPTOR, FrameType.FAILED): State.PARKED,
+    },
+    State.OPEN: {
+        (_OPENER, FrameType.DATA): State.OPEN,
+        (_ACCEPTOR, FrameType.DATA): State.OPEN,
+        (_OPENER, FrameType.END): State.OPENER_ENDED,
+        (_ACCEPTOR, FrameType.END): State.ACCEPTOR_ENDED,
+    },
+    State.OPENER_ENDED: {
+        (_ACCEPTOR, FrameType.DATA): State.OPENER_ENDED,
+        (_ACCEPTOR, FrameType.END): State.PARKED,
+    },
+    State.ACCEPTOR_ENDED: {
+        (_OPENER, FrameType.DATA): State.ACCEPTOR_ENDED,
+        (_OPENER, FrameType.END): State.PARKED,
+    },
+    State.CLOSED: {},
+}
+"""state: {(who sends, what): next state}. PING and PONG change nothing, RESET always closes."""
+
+for _state in set(State) - {State.CLOSED}:
+    for _role in Role:
+        TRANSITIONS[_state] |= {
+            (_role, FrameType.PING): _state,
+            (_role, FrameType.PONG): _state,
+            (_role, FrameType.RESET): State.CLOSED,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRequested:
+    port: int
+    dial_id: bytes
+    name: str
+    """Empty between broker and agent, where the connection says whose it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFailed:
+    code: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class DataReceived:
+    data: bytes | memoryview
+    """A piece of the stream, of any size; a memoryview looks into bytes that never change."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndReceived:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class ResetReceived:
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class PingReceived:
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PongReceived:
+    payload: bytes
+
+
+Event = (
+    OpenRequested
+    | Opened
+    | OpenFailed
+    | DataReceived
+    | EndReceived
+    | ResetReceived
+    | PingReceived
+    | PongReceived
+)
+
+
+class FrameCodec:
+    """One side of a reverse connection. `state` is its view of the table above."""
+
+    def __init__(self, role: Role) -> None:
+        self.role = role
+        self.state = State.PARKED
+        self.dial_id = b""
+        self._partial = bytearray()
+        self._data_left = 0
+        self._pings: list[bytes] = []
+
+    def __repr__(self) -> str:
+        return f"<FrameCodec {self.role.value} {self.state.value} dial={self.dial_id.hex()}>"
+
+    @property
+    def may_send_data(self) -> bool:
+        return (self.role, FrameType.DATA) in TRANSITIONS[self.state]
+
+    @property
+    def may_receive_data(self) -> bool:
+        return (self.role.peer, FrameType.DATA) in TRANSITIONS[self.state]
+
+    # Sending: each returns the bytes to put on the wire, or raises `LocalProtocolError`.
+
+    def open(self, port: int, dial_id: bytes, name: str = "") -> bytes:
+        if len(dial_id) != DIAL_ID_SIZE:
+            raise LocalProtocolError(f"a dial id has {DIAL_ID_SIZE} bytes")
+        self._send(FrameType.OPEN)
+        self.dial_id = dial_id
+        return _frame(FrameType.OPEN, port.to_bytes(2, "big") + dial_id + name.encode())
+
+    def opened(self) -> bytes:
+        self._send(FrameType.OPENED)
+        return _frame(FrameType.OPENED, self.dial_id)
+
+    def failed(self, code: int, why: str) -> bytes:
+        self._send(FrameType.FAILED)
+        return _frame(FrameType.FAILED, self.dial_id + bytes([code]) + _cut(why))
+
+    def data_header(self, size: int) -> bytes:
+        """The header of a DATA frame; its `size` bytes of body must follow."""
+        if not 0 < size <= MAX_DATA_SIZE:
+            raise LocalProtocolError(f"DATA of {size} bytes (1 to {MAX_DATA_SIZE})")
+        self._send(FrameType.DATA)
+        return (FrameType.DATA << 24 | size).to_bytes(HEADER_SIZE, "big")
+
+    def end(self) -> bytes:
+        self._send(FrameType.END)
+        return _frame(FrameType.END, self.dial_id)
+
+    def reset(self, why: str) -> bytes:
+        self._send(FrameType.RESET)
+        return _frame(FrameType.RESET, _cut(why))
+
+    def ping(self, payload: bytes) -> bytes:
+        if len(payload) != PING_SIZE:
+            raise LocalProtocolError(f"a ping has {PING_SIZE} bytes")
+        self._send(FrameType.PING)
+        self._pings.append(payload)
+        return _frame(FrameType.PING, payload)
+
+    def pong(self, payload: bytes) -> bytes:
+        self._send(FrameType.PONG)
+        return _frame(FrameType.PONG, payload)
+
+    def _send(self, frame_type: FrameType) -> None:
+        try:
+            self.state = TRANSITIONS[self.state][self.role, frame_type]
+        except KeyError:
+            raise LocalProtocolError(
+                f"{frame_type.name} cannot be sent by the {self.role.value} "
+                f"of a connection that is {self.state.value}"
+            ) from None
+
+    # Receiving
+
+    def receive(self, data: bytes) -> list[Event]:
+        """The events that `data` completes, in order.
+
+        Raises `RemoteProtocolError`, with the state CLOSED and the events of this call
+        dropped: what cannot be trusted from some byte on is not half trusted.
+        """
+        events: list[Event] = []
+        position, size = 0, len(data)
+        view = memoryview(data)
+        try:
+            while position < size:
+                if self._data_left:
+                    taken = min(self._data_left, size - position)
+                    self._data_left -= taken
+                    whole = taken == size
+                    piece = data if whole else view[position : position + taken]
+                    events.append(DataReceived(piece))
+                    position += taken
+                else:
+                    position += self._receive_frame(view[position:], events)
+        except RemoteProtocolError:
+            self.state = State.CLOSED
+            raise
+        return events
+
+    def _receive_frame(self, view: memoryview, events: list[Event]) -> int:
+        """Take what belongs to one frame's header or small body; how much that was."""
+        partial = self._partial
+        if partial or len(view) < HEADER_SIZE:
+            return self._complete(view, events)
+        frame_type, length = self._header(view)
+        if frame_type is FrameType.DATA:
+            self._data_left = length
+            return HEADER_SIZE
+        whole = HEADER_SIZE + length
+        if len(view) < whole:
+            partial += view
+            return len(view)
+        events.append(self._event(frame_type, bytes(view[HEADER_SIZE:whole])))
+        return whole
+
+    def _complete(self, view: memoryview, events: list[Event]) -> int:
+        """Go on with a frame of which too little has come; how much of `view` it took."""
+        partial = self._partial
+        taken = min(max(HEADER_SIZE - len(partial), 0), len(view))
+        partial += view[:taken]
+        if len(partial) < HEADER_SIZE:
+            return taken
+        frame_type, length = self._header(memoryview(bytes(partial[:HEADER_SIZE])))
+        if frame_type is FrameType.DATA:
+            partial.clear()
+            self._data_left = length
+            return taken
+        missing = HEADER_SIZE + length - len(partial)
+        body = view[taken : taken + missing]
+        partial += body
+        if len(body) == missing:
+            whole = bytes(partial[HEADER_SIZE:])
+            partial.clear()
+            events.append(self._event(frame_type, whole))
+        return taken + len(body)
+
+    def _header(self, view: memoryview) -> tuple[FrameType, int]:
+        number, length = view[0], int.from_bytes(view[1:HEADER_SIZE], "big")
+        try:
+            frame_type = FrameType(number)
+        except ValueError:
+            raise RemoteProtocolError(f"unknown frame type {number:#04x}") from None
+        if (self.role.peer, frame_type) not in TRANSITIONS[self.state]:
+            raise RemoteProtocolError(
+                f"the peer sent {frame_type.name} on a connection that is {self.state.value}"
+            )
+        if frame_type is FrameType.DATA:
+            if not 0 < length <= MAX_DATA_SIZE:
+                raise RemoteProtocolError(f"DATA of {length} bytes (1 to {MAX_DATA_SIZE})")
+        elif length > MAX_CONTROL_SIZE:
+            raise RemoteProtocolError(
+                f"{frame_type.name} of {length} bytes (at most {MAX_CONTROL_SIZE})"
+            )
+        return frame_type, length
+
+    def _event(self, frame_type: FrameType, body: bytes) -> Event:
+        event = self._parse(frame_type, body)
+        self.state = TRANSITIONS[self.state][self.role.peer, frame_type]
+        return event
+
+    def _parse(self, frame_type: FrameType, body: bytes) -> Event:
+        match frame_type:
+            case FrameType.OPEN:
+                if len(body) < 2 + DIAL_ID_SIZE:
+                    raise RemoteProtocolError(f"OPEN of {len(body)} bytes")
+                self.dial_id = body[2 : 2 + DIAL_ID_SIZE]
+                name = body[2 + DIAL_ID_SIZE :].decode(errors="replace")
+                return OpenRequested(int.from_bytes(body[:2], "big"), self.dial_id, name)
+            case FrameType.OPENED:
+                self._check_id(frame_type, body)
+                return Opened()
+            case FrameType.FAILED:
+                self._check_id(frame_type, body[:DIAL_ID_SIZE])
+                code = body[DIAL_ID_SIZE] if len(body) > DIAL_ID_SIZE else 0
+                return OpenFailed(code, body[DIAL_ID_SIZE + 1 :].decode(errors="replace"))
+            case FrameType.END:
+                self._check_id(frame_type, body)
+                return EndReceived()
+            case FrameType.RESET:
+                return ResetReceived(body[:MAX_REASON_SIZE].decode(errors="replace"))
+            case FrameType.PING:
+                if len(body) != PING_SIZE:
+                    raise RemoteProtocolError(f"PING of {len(body)} bytes")
+                return PingReceived(body)
+            case FrameType.PONG:
+                if not self._pings or self._pings.pop(0) != body:
+                    raise RemoteProtocolError("PONG without its PING")
+                return PongReceived(body)
+            case _:
+                raise AssertionError(frame_type)
+
+    def _check_id(self, frame_type: FrameType, dial_id: bytes) -> None:
+        if dial_id != self.dial_id:
+            raise RemoteProtocolError(f"{frame_type.name} with another dial's id")
+
+
+def _frame(frame_type: FrameType, body: bytes) -> bytes:
+    return (frame_type << 24 | len(body)).to_bytes(HEADER_SIZE, "big") + body
+
+
+def _cut(text: str) -> bytes:
+    return text.encode()[:MAX_REASON_SIZE]

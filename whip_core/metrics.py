@@ -1,0 +1,193 @@
+"""Prometheus metrics of broker, proxy and agent: plugins like any other, on their events.
+
+The one module that knows prometheus_client. Names and labels are DESIGN §8's; labels come
+from registered agents and fixed sets, never from what a caller sends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from whip_core.agents import AgentView, DialFinished, StreamClosed
+from whip_core.errors import SettingsError
+from whip_core.hookspecs import hookimpl
+
+logger = logging.getLogger(__name__)
+
+LATENCY_BUCKETS = (
+    *(0.0001, 0.00025, 0.0005),
+    *(0.001, 0.0025, 0.005),
+    *(0.01, 0.025, 0.05),
+    *(0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0),
+)
+"""Seconds: from a parked dial on loopback to the longest that a dial may take by default."""
+
+
+class BrokerMetrics:
+    """What a broker counts, and the proxy in front of it."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._registrations = Gauge(
+            "whip_server_active_registrations",
+            "Registered agents",
+            ["domain"],
+            registry=registry,
+        )
+        self._connections = Gauge(
+            "whip_server_active_connections",
+            "Open streams, by the exposed port they were opened to",
+            ["domain", "port"],
+            registry=registry,
+        )
+        self._latency = Histogram(
+            "whip_server_tcp_connection_latency",
+            "Seconds a dial took: in all (op empty), to resolve the name, to open the stream",
+            ["domain", "op"],
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self._round_trip = Histogram(
+            "whip_server_client_round_trip_latency",
+            "Seconds from a ping on a control stream to its answer",
+            ["domain"],
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self._requests = Counter(
+            "whip_proxy_requests",
+            "HTTP requests through the proxy",
+            ["http_status", "protocol", "error"],
+            registry=registry,
+        )
+        self._failures = Counter(
+            "whip_server_dial_failures", "Dials that failed", ["reason"], registry=registry
+        )
+        self._bytes = Counter(
+            "whip_server_stream_bytes",
+            "Bytes of finished streams, by direction",
+            ["domain", "direction"],
+            registry=registry,
+        )
+        self._cold_dials = Counter(
+            "whip_server_unparked_dials",
+            "Dials that found no parked connection and had to ask for one",
+            ["domain"],
+            registry=registry,
+        )
+
+    @hookimpl
+    def whip_agent_joined(self, agent: AgentView) -> None:
+        self._registrations.labels(agent.name.domain).inc()
+
+    @hookimpl
+    def whip_agent_left(self, agent: AgentView) -> None:
+        self._registrations.labels(agent.name.domain).dec()
+
+    @hookimpl
+    def whip_round_trip(self, agent: AgentView, seconds: float) -> None:
+        self._round_trip.labels(agent.name.domain).observe(seconds)
+
+    @hookimpl
+    def whip_dial_finished(self, dial: DialFinished) -> None:
+        if dial.error is not None:
+            self._failures.labels(dial.error.reason).inc()
+        if dial.agent is None:
+            return
+        domain = dial.agent.name.domain
+        self._latency.labels(domain, "").observe(dial.total_seconds)
+        self._latency.labels(domain, "resolve").observe(dial.resolve_seconds)
+        if dial.open_seconds is not None:
+            self._latency.labels(domain, "open").observe(dial.open_seconds)
+            if not dial.parked:
+                self._cold_dials.labels(domain).inc()
+
+    @hookimpl
+    def whip_stream_opened(self, dial: DialFinished) -> None:
+        assert dial.agent is not None
+        self._connections.labels(dial.agent.name.domain, str(dial.port)).inc()
+
+    @hookimpl
+    def whip_stream_closed(self, stream: StreamClosed) -> None:
+        domain = stream.agent.domain
+        self._connections.labels(domain, str(stream.port)).dec()
+        self._bytes.labels(domain, "to_agent").inc(stream.bytes_to_agent)
+        self._bytes.labels(domain, "from_agent").inc(stream.bytes_from_agent)
+
+    def request_finished(self, status: int, protocol: str, error: str) -> None:
+        """Count one HTTP request; `error` is empty or a short, bounded name."""
+        self._requests.labels(str(status), protocol, error).inc()
+
+
+class AgentMetrics:
+    """What an agent counts."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._connections = Gauge(
+            "whip_client_active_connections",
+            "Open connections to the local service",
+            ["domain", "port"],
+            registry=registry,
+        )
+        self._sessions = Gauge(
+            "whip_client_active_sessions", "Brokers this agent is registered at", registry=registry
+        )
+        self._reconnects = Counter(
+            "whip_client_control_reconnects",
+            "Control streams that ended and were opened again",
+            registry=registry,
+        )
+
+    def connected(self, domain: str, port: int) -> None:
+        self._connections.labels(domain, str(port)).inc()
+
+    def disconnected(self, domain: str, port: int) -> None:
+        self._connections.labels(domain, str(port)).dec()
+
+    def registered(self) -> None:
+        self._sessions.inc()
+
+    def unregistered(self) -> None:
+        self._sessions.dec()
+
+    def reconnecting(self) -> None:
+        self._reconnects.inc()
+
+
+@contextlib.contextmanager
+def serve(listen: str, registry: CollectorRegistry, *, chosen: bool) -> Iterator[str | None]:
+    """Serve `/metrics` at `listen` ("host:port", empty: not at all) while the block runs.
+
+    Gives the address it got. A port that is taken raises `SettingsError` if the address
+    was `chosen`, and is a warning if it is only the default.
+    """
+    if not listen:
+        yield None
+        return
+    host, _, port = listen.rpartition(":")
+    if not port.isdigit() or int(port) > 65535:
+        raise SettingsError(f"--metrics-listen {listen!r} is not HOST:PORT, e.g. 127.0.0.1:9464")
+    host = host.strip("[]") or "127.0.0.1"
+    try:
+        server, thread = start_http_server(int(port), addr=host, registry=registry)
+    except OSError as error:
+        problem = f"cannot serve metrics at {listen}: {error.strerror or error}"
+        if chosen:
+            raise SettingsError(f"{problem}; choose another --metrics-listen") from error
+        logger.warning("%s; going on without (choose with --metrics-listen)", problem)
+        yield None
+        return
+    assert isinstance(server, WSGIServer)
+    try:
+        yield f"{host}:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,53 @@
+"""Messages on their way to a gRPC stream: queued without blocking, sent one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from whip_core.tasks import TaskSet
+
+logger = logging.getLogger(__name__)
+
+MAX_UNSENT = 1024
+"""Messages that may wait for a peer that does not read: a burst of dials, not a leak."""
+
+
+class Outbox:
+    """Sends with `write`, from a task that lives only while there is something to send."""
+
+    def __init__(self, write: Callable[[bytes], Awaitable[Any]], tasks: TaskSet) -> None:
+        self._write = write
+        self._tasks = tasks
+        self._unsent: deque[bytes] = deque()
+        self._sender: asyncio.Task[Any] | None = None
+
+    def put(self, message: bytes) -> bool:
+        """Queue a message; False, and nothing queued, if too many wait already."""
+        if len(self._unsent) >= MAX_UNSENT:
+            return False
+        self._unsent.append(message)
+        if self._sender is None:
+            self._sender = self._tasks.spawn(self._send_all(), "control sender")
+        return True
+
+    async def flushed(self) -> None:
+        """Wait until what is queued now has been handed to gRPC."""
+        if self._sender is not None:
+            await asyncio.wait([self._sender])
+
+    async def _send_all(self) -> None:
+        try:
+            while self._unsent:
+                await self._write(self._unsent.popleft())
+        except (grpc.aio.UsageError, grpc.RpcError, asyncio.InvalidStateError) as error:
+            # The reader of the same stream learns of its end, and says so.
+            logger.debug("cannot send on a control stream: %s", error)
+        finally:
+            self._sender = None

@@ -1,0 +1,114 @@
+"""A broker's plugin manager, and how its hooks are asked: who may veto, who may not hurt."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pluggy
+
+from whip_core import hookspecs
+from whip_core.agents import AgentView, DialFinished, Peer, Registration, StreamClosed
+from whip_core.caller import Caller
+from whip_core.errors import SettingsError
+from whip_core.names import Target
+
+logger = logging.getLogger(__name__)
+
+MAY_BE_ASYNC = frozenset({"whip_authorize_agent", "whip_authorize_dial"})
+
+
+class Plugins:
+    """What one broker asks. Nothing here is global: two brokers share no plugin state."""
+
+    def __init__(self, plugins: Iterable[object] = ()) -> None:
+        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
+        self._manager.add_hookspecs(hookspecs)
+        for plugin in plugins:
+            self.register(plugin)
+
+    def register(self, plugin: object) -> None:
+        """Raises `SettingsError` naming plugin and hook if a hook is unknown or ill-formed."""
+        name = _name_of(plugin)
+        try:
+            registered = self._manager.register(plugin)
+            self._manager.check_pending()
+        except (pluggy.PluginValidationError, ValueError) as error:
+            raise SettingsError(f"plugin {name}: {error}") from error
+        assert registered is not None
+        for caller in self._manager.get_hookcallers(plugin) or ():
+            if caller.name in MAY_BE_ASYNC:
+                continue
+            for implementation in caller.get_hookimpls():
+                if implementation.plugin is plugin and inspect.iscoroutinefunction(
+                    implementation.function
+                ):
+                    raise SettingsError(
+                        f"plugin {name}: {caller.name} is asked synchronously, "
+                        "so it cannot be an async def"
+                    )
+
+    def resolve(self, target: Target, caller: Caller) -> Target:
+        answer: Target | None = self._manager.hook.whip_resolve(target=target, caller=caller)
+        return answer if answer is not None else target
+
+    def pick(
+        self, target: Target, candidates: Sequence[AgentView], caller: Caller
+    ) -> AgentView | None:
+        picked: AgentView | None = self._manager.hook.whip_pick(
+            target=target, candidates=candidates, caller=caller
+        )
+        return picked
+
+    async def veto_of_agent(self, registration: Registration, peer: Peer) -> str | None:
+        """The first reason against the registration, or None. All are asked."""
+        return await _first_reason(
+            self._manager.hook.whip_authorize_agent(registration=registration, peer=peer)
+        )
+
+    async def veto_of_dial(self, target: Target, agent: AgentView, caller: Caller) -> str | None:
+        """The first reason against the dial, or None. All are asked."""
+        return await _first_reason(
+            self._manager.hook.whip_authorize_dial(target=target, agent=agent, caller=caller)
+        )
+
+    def agent_joined(self, agent: AgentView) -> None:
+        self._notify("whip_agent_joined", agent=agent)
+
+    def agent_left(self, agent: AgentView, reason: str) -> None:
+        self._notify("whip_agent_left", agent=agent, reason=reason)
+
+    def round_trip(self, agent: AgentView, seconds: float) -> None:
+        self._notify("whip_round_trip", agent=agent, seconds=seconds)
+
+    def dial_finished(self, dial: DialFinished) -> None:
+        self._notify("whip_dial_finished", dial=dial)
+
+    def stream_opened(self, dial: DialFinished) -> None:
+        self._notify("whip_stream_opened", dial=dial)
+
+    def stream_closed(self, stream: StreamClosed) -> None:
+        self._notify("whip_stream_closed", stream=stream)
+
+    def _notify(self, hook: str, **arguments: Any) -> None:
+        """Tell every plugin, each for itself: one that raises is logged and passed over."""
+        for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
+            values = [arguments[name] for name in implementation.argnames]
+            try:
+                implementation.function(*values)
+            except Exception:
+                logger.exception("plugin %s: %s failed", implementation.plugin_name, hook)
+
+
+def _name_of(plugin: object) -> str:
+    return getattr(plugin, "__name__", None) or type(plugin).__name__
+
+
+async def _first_reason(answers: Iterable[Any]) -> str | None:
+    reason = None
+    for answer in answers:
+        verdict = await answer if inspect.isawaitable(answer) else answer
+        reason = reason or verdict
+    return reason

@@ -1,0 +1,154 @@
+"""The first bytes of a reverse connection: who it is from, and what for.
+
+Ours is one frame (`frames`: a type byte, three bytes of length) whose body is JSON:
+
+    {"session": "…", "secret": "…", "connection": "…"}
+
+`session` and `secret` are those of the registration. `connection` is the id of the
+request it answers, or empty: the connection is to be parked.
+
+An old peer sends the bare JSON object `{"connectionID":"…"}` and its application's bytes
+right behind it. Its first byte, `{`, is no frame type, so one byte tells them apart; the
+reader stops exactly at the closing brace and gives back what came after.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from whip_core.errors import RemoteProtocolError
+
+MAX_PREAMBLE_SIZE = 4096
+"""Octets; ours needs about 200, the old one about 60."""
+FRAME_TYPE = 0x01
+HEADER_SIZE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Preamble:
+    """What a peer of ours says of the reverse connection it opened."""
+
+    session_id: str
+    secret: str
+    connection_id: str = ""
+
+    def __repr__(self) -> str:
+        return f"Preamble(session_id={self.session_id!r}, connection_id={self.connection_id!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class OldPreamble:
+    """What an old peer says: nothing but whose answer it is."""
+
+    connection_id: str
+
+
+def encode(preamble: Preamble | OldPreamble) -> bytes:
+    if isinstance(preamble, OldPreamble):
+        return json.dumps({"connectionID": preamble.connection_id}, separators=(",", ":")).encode()
+    body = json.dumps(
+        {
+            "session": preamble.session_id,
+            "secret": preamble.secret,
+            "connection": preamble.connection_id,
+        },
+        separators=(",", ":"),
+    ).encode()
+    return bytes([FRAME_TYPE]) + len(body).to_bytes(3, "big") + body
+
+
+class PreambleReader:
+    """Feed it bytes until it gives a preamble; what follows that is in `rest`."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._scanned = 0
+        self._depth = 0
+        self._in_string = False
+        self._escaped = False
+        self.rest = b""
+
+    def feed(self, data: bytes) -> Preamble | OldPreamble | None:
+        """None until it is complete. Raises `RemoteProtocolError` as soon as it cannot be one."""
+        self._buffer += data
+        if not self._buffer:
+            return None
+        if self._buffer[0] == ord("{"):
+            return self._old()
+        if self._buffer[0] == FRAME_TYPE:
+            return self._framed()
+        raise RemoteProtocolError(
+            f"this is no whip agent: the first byte is {self._buffer[:1].hex()}"
+        )
+
+    def _framed(self) -> Preamble | None:
+        if len(self._buffer) < HEADER_SIZE:
+            return None
+        size = int.from_bytes(self._buffer[1:HEADER_SIZE], "big")
+        if size > MAX_PREAMBLE_SIZE:
+            raise RemoteProtocolError(f"a preamble of {size} bytes (at most {MAX_PREAMBLE_SIZE})")
+        if len(self._buffer) < HEADER_SIZE + size:
+            return None
+        body = _json_object(self._take(HEADER_SIZE + size)[HEADER_SIZE:])
+        return Preamble(
+            session_id=_text(body, "session"),
+            secret=_text(body, "secret"),
+            connection_id=_text(body, "connection"),
+        )
+
+    def _old(self) -> OldPreamble | None:
+        end = self._closing_brace()
+        if end is None:
+            if len(self._buffer) > MAX_PREAMBLE_SIZE:
+                raise RemoteProtocolError(f"a preamble of over {MAX_PREAMBLE_SIZE} bytes")
+            return None
+        body = _json_object(self._take(end))
+        # The existing agents' JSON decoder does not mind the case of a key.
+        named = {key.lower(): value for key, value in body.items()}
+        return OldPreamble(_text(named, "connectionid"))
+
+    def _closing_brace(self) -> int | None:
+        """The offset behind the brace that closes the object, once it has come."""
+        for offset in range(self._scanned, min(len(self._buffer), MAX_PREAMBLE_SIZE)):
+            byte = self._buffer[offset]
+            if self._in_string:
+                if self._escaped:
+                    self._escaped = False
+                elif byte == ord("\\"):
+                    self._escaped = True
+                elif byte == ord('"'):
+                    self._in_string = False
+            elif byte == ord('"'):
+                self._in_string = True
+            elif byte == ord("{"):
+                self._depth += 1
+            elif byte == ord("}"):
+                self._depth -= 1
+                if self._depth == 0:
+                    return offset + 1
+        self._scanned = min(len(self._buffer), MAX_PREAMBLE_SIZE)
+        return None
+
+    def _take(self, size: int) -> bytes:
+        taken = bytes(self._buffer[:size])
+        self.rest = bytes(self._buffer[size:])
+        self._buffer.clear()
+        return taken
+
+
+def _json_object(data: bytes) -> dict[str, object]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise RemoteProtocolError(f"the preamble is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise RemoteProtocolError("the preamble is no JSON object")
+    return value
+
+
+def _text(body: dict[str, object], key: str) -> str:
+    value = body.get(key, "")
+    if not isinstance(value, str):
+        raise RemoteProtocolError(f"the preamble's {key!r} is no text")
+    return value

@@ -1,0 +1,171 @@
+"""Who is registered under which name. State only: the caller does the I/O that follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from whip_core.errors import PortNotExposed, UnknownName
+from whip_core.names import DEFAULT_PORTS, AgentName, Target, close_matches, is_within
+
+MAX_REMEMBERED_DOMAINS = 10_000
+"""Domains that once had an agent stay ours (their names must not leak to public DNS); the
+oldest are forgotten past this many, so that a flood of registrations cannot fill memory."""
+MAX_COMPARED_NAMES = 1_000
+"""Names that a mistyped one is compared with: some milliseconds of work, no more."""
+PORTS_TOLD = 8
+"""How many exposed ports an error message lists."""
+
+
+class Member(Protocol):
+    """What the registry needs to know of a session."""
+
+    @property
+    def name(self) -> AgentName: ...
+    @property
+    def ports(self) -> tuple[int, ...]: ...
+    @property
+    def instance_id(self) -> str: ...
+    @property
+    def draining(self) -> bool: ...
+
+
+Session = TypeVar("Session", bound=Member)
+
+
+@dataclass(frozen=True, slots=True)
+class Joined(Generic[Session]):
+    """The session holds its name now; `replaced` held it before, and has to be ended."""
+
+    replaced: Session | None
+
+
+@dataclass(frozen=True, slots=True)
+class Contested(Generic[Session]):
+    """Another instance holds the name: probe it, then `take_over` or refuse."""
+
+    holder: Session
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate(Generic[Session]):
+    """A session that may serve a dial, and the exposed port that it would be."""
+
+    session: Session
+    port: int
+
+
+class Registry(Generic[Session]):
+    """Sessions by name and by domain. Compares identity, never names, when one leaves."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Session] = {}
+        self._by_domain: dict[str, dict[str, Session]] = {}
+        self._domains_seen: dict[str, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(tuple(self._by_name.values()))
+
+    def get(self, full_name: str) -> Session | None:
+        return self._by_name.get(full_name)
+
+    def register(self, session: Session) -> Joined[Session] | Contested[Session]:
+        """Enter a session, unless another instance holds its name."""
+        holder = self._by_name.get(session.name.full)
+        if holder is None:
+            return self.take_over(session)
+        if session.instance_id and holder.instance_id == session.instance_id:
+            return self.take_over(session)
+        return Contested(holder)
+
+    def take_over(self, session: Session) -> Joined[Session]:
+        """Enter a session whoever holds its name."""
+        name = session.name
+        replaced = self._by_name.get(name.full)
+        if replaced is not None:
+            self.remove(replaced)
+        self._by_name[name.full] = session
+        self._by_domain.setdefault(name.domain, {})[name.full] = session
+        self._remember(name.domain)
+        return Joined(replaced)
+
+    def remove(self, session: Session) -> bool:
+        """Take a session out, if it is still the one that holds its name."""
+        name = session.name
+        if self._by_name.get(name.full) is not session:
+            return False
+        del self._by_name[name.full]
+        members = self._by_domain[name.domain]
+        del members[name.full]
+        if not members:
+            del self._by_domain[name.domain]
+        return True
+
+    def _remember(self, domain: str) -> None:
+        self._domains_seen.pop(domain, None)
+        self._domains_seen[domain] = None
+        if len(self._domains_seen) > MAX_REMEMBERED_DOMAINS:
+            del self._domains_seen[next(iter(self._domains_seen))]
+
+    def is_ours(self, name: str) -> bool:
+        """Whether a normalized name is registered, or in a domain that ever had an agent."""
+        if name in self._by_name:
+            return True
+        parent = name
+        while parent:
+            if parent in self._domains_seen:
+                return True
+            parent = parent.partition(".")[2]
+        return False
+
+    def resolve(self, target: Target) -> list[Candidate[Session]]:
+        """Who may serve `target`: the instance of that name, else the domain's members.
+
+        At least one, in the order of registration. Raises `UnknownName` or
+        `PortNotExposed`, saying which names are close or which ports are exposed.
+        """
+        instance = self._by_name.get(target.name)
+        named = [instance] if instance else list(self._by_domain.get(target.name, {}).values())
+        members = [session for session in named if not session.draining]
+        if not members:
+            raise UnknownName(self._unknown(target, draining=bool(named)))
+        candidates = [
+            Candidate(session, port)
+            for session in members
+            if (port := exposed_port(session.ports, target.port)) is not None
+        ]
+        if not candidates:
+            raise PortNotExposed(_not_exposed(target, members))
+        return candidates
+
+    def _unknown(self, target: Target, *, draining: bool) -> str:
+        if draining:
+            return f"{target}: every agent of that name is draining; none takes new connections"
+        known = {*self._by_name, *self._by_domain}
+        close = close_matches(target.name, known) if len(known) <= MAX_COMPARED_NAMES else []
+        if close:
+            hint = f"registered names like it: {', '.join(close)}"
+        elif is_within(target.name, self._by_domain):
+            hint = "agents of its domain are registered, this one is not"
+        else:
+            hint = f"{len(self._by_name)} agents are registered, none with a name like it"
+        return f"{target}: no agent is registered under that name ({hint})"
+
+
+def exposed_port(exposed: tuple[int, ...], asked: int) -> int | None:
+    """The port rule of DESIGN §3: the one asked for, or the only one there is for 80 and 443."""
+    if asked in exposed:
+        return asked
+    if asked in DEFAULT_PORTS and len(exposed) == 1:
+        return exposed[0]
+    return None
+
+
+def _not_exposed(target: Target, members: list[Session]) -> str:
+    exposed = sorted({port for session in members for port in session.ports})
+    told = ", ".join(map(str, exposed[:PORTS_TOLD])) + (", …" if len(exposed) > PORTS_TOLD else "")
+    return f"{target}: the agent does not expose port {target.port} (exposed: {told or 'none'})"

@@ -1,0 +1,83 @@
+"""Sockets: binding several addresses as one, and what asyncio's transports leave to them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+import struct
+from collections.abc import Sequence
+
+from whip_core.errors import SettingsError
+
+_LINGER_ZERO = struct.pack("ii", 1, 0)
+
+
+def abort_with_reset(transport: asyncio.BaseTransport) -> None:
+    """Close at once so that the peer sees a reset: a plain close would look like an end.
+
+    `transport.abort()` alone sends FIN when nothing unread is waiting in the socket.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError):  # closed already: nothing is left to reset
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+    if isinstance(transport, asyncio.WriteTransport):
+        transport.abort()
+    else:
+        transport.close()
+
+
+def bind(hosts: Sequence[str], port: int, option: str) -> list[socket.socket]:
+    """A TCP socket on each of `hosts`, all with the same port (0: one the system chooses).
+
+    Hosts of a family that this machine lacks are passed over as long as one is left.
+    Raises `SettingsError` that names `option` as the way out.
+    """
+    sockets: list[socket.socket] = []
+    failure: OSError | None = None
+    for host in hosts:
+        try:
+            sock = _bind_one(host, port)
+        except OSError as error:
+            failure = error
+            if error.errno == errno.EADDRINUSE:
+                break
+        else:
+            sockets.append(sock)
+            port = sock.getsockname()[1]
+            failure = None
+    if sockets and not (failure and failure.errno == errno.EADDRINUSE):
+        return sockets
+    for sock in sockets:
+        sock.close()
+    reason = failure.strerror if failure else "no address to listen on"
+    raise SettingsError(
+        f"cannot listen on port {port} of {', '.join(hosts)}: {reason}; "
+        f"choose another with {option}"
+    ) from failure
+
+
+def _bind_one(host: str, port: int) -> socket.socket:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, protocol, _, address = found[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+        sock.setblocking(False)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def peer_address(transport: asyncio.BaseTransport) -> tuple[str, int]:
+    """Host and port of the other end; a unix socket's is its path (or "unix") and 0."""
+    peer = transport.get_extra_info("peername")
+    if isinstance(peer, tuple) and len(peer) >= 2:
+        return str(peer[0]), int(peer[1])
+    return (str(peer) or "unix") if peer else "unix", 0

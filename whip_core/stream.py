@@ -1,0 +1,268 @@
+"""A stream to a service, as the `asyncio.Transport` that users and the relay are given.
+
+The stream keeps asyncio's contract; a *carrier* moves the bytes: `framed` for peers of
+ours, `raw` for old ones. A stream ends in exactly one of three ways, told apart as the
+argument of the protocol's `connection_lost`:
+
+- both directions have ended, or the user closed it: None
+- the other end broke it: `StreamReset`
+- the connection under it went away: `StreamCut`
+
+An end of one direction alone is `eof_received`, and only ever a real end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
+
+from whip_core.errors import StreamCut, StreamReset
+
+Cause = Literal["end", "reset", "cut"]
+
+
+class Carrier(Protocol):
+    """What a stream needs of the connection that carries it."""
+
+    can_half_close: bool
+    write_paused: bool
+
+    def send_data(self, stream: Stream, data: bytes | memoryview) -> None: ...
+    def send_end(self, stream: Stream) -> None: ...
+    def close_stream(self, stream: Stream) -> None: ...
+    def reset_stream(self, stream: Stream, why: str) -> None: ...
+    def pause_reading(self, stream: Stream) -> None: ...
+    def resume_reading(self, stream: Stream) -> None: ...
+    def get_write_buffer_size(self) -> int: ...
+    def get_write_buffer_limits(self) -> tuple[int, int]: ...
+    def set_write_buffer_limits(self, high: int | None, low: int | None) -> None: ...
+
+
+class Stream(asyncio.Transport):
+    """One stream. Until `attach` gives it a protocol it holds back what arrives.
+
+    A protocol with a true attribute `takes_views` is given memoryviews where that saves a
+    copy; any other is given bytes.
+    """
+
+    def __init__(
+        self,
+        carrier: Carrier,
+        dial_id: str,
+        extra: Mapping[str, Any],
+        on_finished: Callable[[Stream], None] | None = None,
+    ) -> None:
+        super().__init__(dict(extra))
+        self.dial_id = dial_id
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.cause: Cause | None = None
+        self._carrier = carrier
+        self._protocol: asyncio.BaseProtocol | None = None
+        self._takes_views = False
+        self._on_finished = on_finished
+        # What waits for a protocol, or for reading to be resumed. At most what one read of
+        # the socket brought. None stands for the end of the peer's direction.
+        self._held_back: deque[bytes | memoryview | None] = deque()
+        self._attached = False
+        self._paused = False
+        self._closing = False
+        self._end_sent = False
+        self._error: Exception | None = None
+        self._lost = False
+
+    def __repr__(self) -> str:
+        state = "lost" if self._lost else "closing" if self._closing else "open"
+        return (
+            f"<Stream {self.dial_id[:8]} {state} "
+            f"sent={self.bytes_sent} received={self.bytes_received}>"
+        )
+
+    # The transport's face
+
+    def attach(self, protocol: asyncio.BaseProtocol) -> None:
+        """Give the stream its first protocol: `connection_made`, then what had arrived."""
+        self.set_protocol(protocol)
+        protocol.connection_made(self)
+        if self._carrier.write_paused:
+            protocol.pause_writing()
+        self._attached = True
+        self._go_on_reading()
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol
+        self._takes_views = getattr(protocol, "takes_views", False)
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        assert self._protocol is not None
+        return self._protocol
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._end_sent and not self._closing:
+            raise RuntimeError("write() after write_eof()")
+        if self._closing or self._lost or not data:
+            return
+        piece = bytes(data) if isinstance(data, bytearray) else data
+        self.bytes_sent += len(piece)
+        self._carrier.send_data(self, piece)
+
+    def writelines(self, list_of_data: Any) -> None:
+        self.write(b"".join(list_of_data))
+
+    def can_write_eof(self) -> bool:
+        return self._carrier.can_half_close
+
+    def write_eof(self) -> None:
+        """End our direction; the other goes on. Where that cannot be, `NotImplementedError`."""
+        if not self._carrier.can_half_close:
+            raise NotImplementedError("an old peer's stream over TLS ends in both directions")
+        if not (self._end_sent or self._closing or self._lost):
+            self._end_sent = True
+            self._carrier.send_end(self)
+
+    def is_closing(self) -> bool:
+        return self._closing or self._lost
+
+    def close(self) -> None:
+        """End our direction, drop what still comes; `connection_lost` when that is over."""
+        if self._closing or self._lost:
+            return
+        self._closing = True
+        self._held_back.clear()
+        if self.cause is not None:
+            self._deliver_lost()
+            return
+        if not self._end_sent and self._carrier.can_half_close:
+            self._end_sent = True
+            self._carrier.send_end(self)
+        if self.cause is None:
+            self._carrier.close_stream(self)
+
+    def abort(self) -> None:
+        """Break the stream now; the other end sees a reset or a cut, never an end."""
+        self.reset("aborted")
+
+    def reset(self, why: str) -> None:
+        if self._lost:
+            return
+        self._closing = True
+        self._held_back.clear()
+        if self.cause is not None:
+            self._deliver_lost()
+            return
+        self._carrier.reset_stream(self, why)
+        self.finished("reset", None)
+
+    def pause_reading(self) -> None:
+        if not (self._paused or self.is_closing()):
+            self._paused = True
+            self._carrier.pause_reading(self)
+
+    def resume_reading(self) -> None:
+        if self._paused:
+            self._paused = False
+            self._go_on_reading()
+
+    def _go_on_reading(self) -> None:
+        if self._holds_back():
+            return
+        self._deliver_held_back()
+        if not (self._paused or self._lost):
+            self._carrier.resume_reading(self)
+
+    def _holds_back(self) -> bool:
+        return self._paused or not self._attached
+
+    def is_reading(self) -> bool:
+        return not self._paused and not self.is_closing()
+
+    def get_write_buffer_size(self) -> int:
+        return self._carrier.get_write_buffer_size()
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return self._carrier.get_write_buffer_limits()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._carrier.set_write_buffer_limits(high, low)
+
+    # The carrier's face
+
+    def data_arrived(self, data: bytes | memoryview) -> None:
+        self.bytes_received += len(data)
+        if self._closing:
+            return
+        if self._holds_back() or self._held_back:
+            self._held_back.append(data)
+        else:
+            self._deliver_data(data)
+
+    def end_arrived(self) -> None:
+        """The peer's direction has ended, truly."""
+        if self._closing:
+            return
+        if self._holds_back() or self._held_back:
+            self._held_back.append(None)
+        else:
+            self._deliver_end()
+
+    def finished(self, cause: Cause, error: Exception | None) -> None:
+        """The carrier is done with this stream; `connection_lost` follows what is held back."""
+        if self.cause is not None:
+            return
+        self.cause = cause
+        self._error = error
+        if self._on_finished is not None:
+            self._on_finished(self)
+        if not self._held_back and (self._attached or self._closing):
+            self._deliver_lost()
+
+    def writing_paused(self) -> None:
+        if self._protocol is not None and not self._lost:
+            self._protocol.pause_writing()
+
+    def writing_resumed(self) -> None:
+        if self._protocol is not None and not self._lost:
+            self._protocol.resume_writing()
+
+    # Delivery
+
+    def _deliver_held_back(self) -> None:
+        while self._held_back and not self._paused:
+            event = self._held_back.popleft()
+            if event is None:
+                self._deliver_end()
+            else:
+                self._deliver_data(event)
+        if self.cause is not None and not self._held_back:
+            self._deliver_lost()
+
+    def _deliver_data(self, data: bytes | memoryview) -> None:
+        assert isinstance(self._protocol, asyncio.Protocol)
+        if not self._takes_views and isinstance(data, memoryview):
+            data = bytes(data)
+        self._protocol.data_received(data)  # type: ignore[arg-type]  # see `takes_views`
+
+    def _deliver_end(self) -> None:
+        assert isinstance(self._protocol, asyncio.Protocol)
+        keep_open = self._protocol.eof_received()
+        if not (keep_open and self._carrier.can_half_close):
+            self.close()
+
+    def _deliver_lost(self) -> None:
+        if self._lost:
+            return
+        self._lost = True
+        self._closing = True
+        if self._protocol is not None:
+            # As in asyncio: never from inside the call that caused it.
+            asyncio.get_running_loop().call_soon(self._protocol.connection_lost, self._error)
+
+
+def cut(why: str) -> StreamCut:
+    return StreamCut(f"the connection to the other end was lost ({why}): the stream is incomplete")
+
+
+def broken(why: str) -> StreamReset:
+    return StreamReset(f"the other end broke the stream: {why}")
