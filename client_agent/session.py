@@ -10,11 +10,12 @@ from importlib.metadata import version
 
 from client_agent import local
 from client_agent.control_client import ControlClient
+from client_agent.parker import Parker
 from client_agent.reverse import ReverseConnector
 from client_agent.settings import AgentSettings
 from whip_core import control
 from whip_core.control_state import AGENT_SIDE, ControlState, State
-from whip_core.errors import AgentGone, ServiceRefused, WhipError
+from whip_core.errors import ServiceRefused, WhipError
 from whip_core.framed import FramedConnection
 from whip_core.frames import FailureCode, OpenRequested, Role
 from whip_core.metrics import AgentMetrics
@@ -52,6 +53,7 @@ class BrokerSession:
         self._tasks = TaskSet()
         self._connections: set[FramedConnection] = set()
         self._raw: set[RawConnection] = set()
+        self._parker = Parker(self._park_one, self._tasks)
         self._streams = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -122,6 +124,8 @@ class BrokerSession:
                 self._client.send(control.Pong(sequence, ping_timestamp, time.time_ns()))
             case control.Connect():
                 self._asked_to_connect(message)
+            case control.Park(connections):
+                self._parker.aim(0 if self.draining else connections)
             case _:
                 pass
         if first and self._control.state is not State.ENDED:
@@ -148,27 +152,35 @@ class BrokerSession:
     # Brokers of ours: reverse connections speak frames
 
     async def _answer(self, request: control.Connect) -> None:
+        try:
+            await self._connect_back(request.host, request.port, request.connection_id)
+        except WhipError as error:
+            self._failed(request.connection_id, error)
+
+    async def _park_one(self) -> FramedConnection:
         assert self.registered is not None
-        introduction = Preamble(
-            self.registered.session_id, self.registered.secret, request.connection_id
+        return await self._connect_back(
+            self.registered.reverse_host, self.registered.reverse_port, ""
         )
+
+    async def _connect_back(self, host: str, port: int, connection_id: str) -> FramedConnection:
+        assert self.registered is not None
         connection = FramedConnection(
             Role.ACCEPTOR,
             on_open=self._asked_to_open,
             on_idle=self._became_idle,
-            on_lost=self._connections.discard,
+            on_lost=self._lost,
         )
-        try:
-            await self._connector.open(connection, request.host, request.port, introduction)
-        except (AgentGone, WhipError) as error:
-            self._failed(request.connection_id, error)
-            return
+        introduction = Preamble(self.registered.session_id, self.registered.secret, connection_id)
+        await self._connector.open(connection, host, port, introduction)
         if not connection.lost:
             self._connections.add(connection)
+        return connection
 
     def _asked_to_open(
         self, connection: FramedConnection, request: OpenRequested
     ) -> asyncio.Task[None]:
+        self._parker.taken(connection)
         return self._tasks.spawn(
             self._open(connection, request), f"open {request.dial_id.hex()[:8]}"
         )
@@ -201,8 +213,15 @@ class BrokerSession:
     def _became_idle(self, connection: FramedConnection) -> None:
         if self.draining or self._control.state is State.ENDED:
             connection.close()
+        else:
+            self._parker.parked(connection)
+
+    def _lost(self, connection: FramedConnection) -> None:
+        self._connections.discard(connection)
+        self._parker.taken(connection)
 
     def _close_idle(self) -> None:
+        self._parker.close()
         for connection in tuple(self._connections):
             if connection.is_parked:
                 connection.close()

@@ -253,6 +253,7 @@ class Broker:
                     software_version=version("whip-tunnel"),
                 )
             )
+            session.start_parking()
         logger.info(
             "agent %s registered from %s, ports %s",
             session.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from whip_core.errors import (
     ServiceRefused,
 )
 from whip_core.frames import FrameCodec, Role, State
+from whip_core.heartbeat import Heartbeat
 from whip_core.stream import Cause, Stream, broken, cut
 
 JOIN_SIZE = 32 * 1024
@@ -61,6 +63,7 @@ class FramedConnection(asyncio.Protocol):
         self._peer_ended = False
         self._drain: BoundedDrain | None = None
         self._linger: asyncio.TimerHandle | None = None
+        self._heartbeat: Heartbeat | None = None
         self._reading_paused = False
         self.write_paused = False
         self.lost = False
@@ -142,10 +145,13 @@ class FramedConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        ping = self._ping if self._codec.role is Role.OPENER else None
+        self._heartbeat = Heartbeat(lambda: self.is_parked, ping, self._die)
 
     def data_received(self, data: bytes) -> None:
-        if self._linger is not None:
+        if self._linger is not None or self._heartbeat is None:
             return
+        self._heartbeat.heard()
         try:
             events = self._codec.receive(data)
         except RemoteProtocolError as error:
@@ -231,8 +237,14 @@ class FramedConnection(asyncio.Protocol):
             self._opening.set_exception(error)
 
     def _doubt(self, error: RemoteProtocolError) -> None:
-        self._lose(cut(f"protocol error: {error}"), "cut")
+        self._die(f"protocol error: {error}")
+
+    def _die(self, why: str) -> None:
+        self._lose(cut(why), "cut")
         self.transport.abort()
+
+    def _ping(self) -> None:
+        self.transport.write(self._codec.ping(os.urandom(frames.PING_SIZE)))
 
     def _break(self, why: str) -> None:
         """Reset whatever is open and let the connection go."""
@@ -254,6 +266,8 @@ class FramedConnection(asyncio.Protocol):
         self.lost = True
         self._codec.state = State.CLOSED
         self._end_drain()
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
         if self._linger is not None:
             self._linger.cancel()
         if self._answering is not None:

@@ -23,14 +23,13 @@ from whip_core.errors import (
 from whip_core.framed import FramedConnection
 from whip_core.frames import Role
 from whip_core.names import AgentName
+from whip_core.parking import MAX_PARKED, WINDOW, Demand
 from whip_core.preamble import OldPreamble, Preamble
 from whip_core.raw import RawConnection
 from whip_core.reverse_listener import Arrival
 from whip_core.sockets import peer_address
 from whip_core.stream import Stream
 
-MAX_PARKED = 64
-"""Reverse connections of one agent that are kept idle; more are closed when their stream ends."""
 SECRET_SIZE = 16
 """Octets of a session's id and of its secret: 128 random bits."""
 
@@ -109,6 +108,8 @@ class Session:
         self._reverse_address = reverse_address
         self._awaited = awaited
         self._parked: deque[FramedConnection] = deque()
+        self._demand = Demand()
+        self._window: asyncio.TimerHandle | None = None
         self._probe: asyncio.Future[None] | None = None
         self.next_ping: asyncio.TimerHandle | None = None
 
@@ -206,6 +207,8 @@ class Session:
             self._probe.set_result(None)
         self._awaited.fail_all(self, f"agent {self.name} vanished: {why or 'its session ended'}")
         self._close_parked()
+        if self._window is not None:
+            self._window.cancel()
         self._sender.end(why)
 
     def _close_parked(self) -> None:
@@ -261,6 +264,8 @@ class Session:
         """Keep an idle connection for the next dial, or close it where there are enough."""
         if self.control.state is State.REGISTERED and len(self._parked) < MAX_PARKED:
             self._parked.append(connection)
+            if len(self._parked) > self._demand.target:
+                self._watch_demand()
         else:
             connection.close()
 
@@ -285,12 +290,44 @@ class Session:
             connection = self._parked.pop()
             if not connection.is_parked:
                 continue
+            self._demand.used(len(self._parked))
             try:
                 stream = await _open_on(connection, port, dial_id, extra, on_finished)
             except AgentGone:
                 continue  # it was dead and nobody had noticed: the next one, or a new one
             return stream, True
+        self._missed()
         return await self._open_new(port, dial_id, extra, on_finished), False
+
+    # How many to keep parked
+
+    def start_parking(self) -> None:
+        """Tell a newly registered agent how many connections to keep parked."""
+        if self.speaks_frames:
+            self.send(control.Park(self._demand.target))
+
+    def _missed(self) -> None:
+        if self.speaks_frames:
+            if self._demand.missed():
+                self.send(control.Park(self._demand.target))
+            self._watch_demand()
+
+    def _watch_demand(self) -> None:
+        if self._window is None and self.control.state is State.REGISTERED:
+            loop = asyncio.get_running_loop()
+            self._window = loop.call_later(WINDOW, self._window_passed)
+
+    def _window_passed(self) -> None:
+        self._window = None
+        before = self._demand.target
+        adjustment = self._demand.window_passed(len(self._parked))
+        if adjustment.target != before:
+            self.send(control.Park(adjustment.target))
+        for _ in range(adjustment.surplus):
+            # The ones that have been idle longest; the next dial takes the other end.
+            self._parked.popleft().close()
+        if not self._demand.at_rest or len(self._parked) > self._demand.target:
+            self._watch_demand()
 
     async def _open_new(
         self, port: int, dial_id: bytes, extra: Mapping[str, Any], on_finished: OnFinished

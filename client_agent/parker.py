@@ -1,0 +1,69 @@
+"""Keeps as many reverse connections parked at a broker as it asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from client_agent.backoff import Backoff
+from whip_core.errors import WhipError
+from whip_core.framed import FramedConnection
+from whip_core.parking import MAX_PARKED
+from whip_core.tasks import TaskSet
+
+logger = logging.getLogger(__name__)
+
+
+class Parker:
+    """Opens connections in the background with `open_one` until enough are parked."""
+
+    def __init__(self, open_one: Callable[[], Awaitable[FramedConnection]], tasks: TaskSet) -> None:
+        self._open_one = open_one
+        self._tasks = tasks
+        self._parked: set[FramedConnection] = set()
+        self._target = 0
+        self._opening = 0
+        self._backoff = Backoff()
+        self._failing = False
+
+    def aim(self, target: int) -> None:
+        """Keep `target` connections parked from now on, within our own bound."""
+        self._target = min(target, MAX_PARKED)
+        self._refill()
+
+    def parked(self, connection: FramedConnection) -> None:
+        self._parked.add(connection)
+
+    def taken(self, connection: FramedConnection) -> None:
+        """A stream was opened on it, or it is lost: another takes its place."""
+        self._parked.discard(connection)
+        self._refill()
+
+    def close(self) -> None:
+        """Keep none any more."""
+        self._target = 0
+        for connection in tuple(self._parked):
+            connection.close()
+
+    def _refill(self) -> None:
+        at_once = 1 if self._failing else self._target
+        while self._opening < at_once and len(self._parked) + self._opening < self._target:
+            self._opening += 1
+            self._tasks.spawn(self._open(), "park a connection")
+
+    async def _open(self) -> None:
+        try:
+            connection = await self._open_one()
+            if not connection.lost:
+                self._parked.add(connection)
+            self._failing = False
+            self._backoff.reset()
+        except WhipError as error:
+            if not self._failing:
+                logger.warning("cannot park a connection (trying on): %s", error)
+            self._failing = True
+            await asyncio.sleep(self._backoff.next_delay())
+        finally:
+            self._opening -= 1
+        self._refill()
