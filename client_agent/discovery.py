@@ -376,10 +376,7 @@ class _Service:
 
 
 async def _ask(resolver: dns.asyncresolver.Resolver, name: str, rdtype: RdataType) -> _Answer | str:
-    """One question to DNS, CNAMEs followed: its answer, or why there is none.
-
-    dnspython tries no search domain on an absolute name, which `from_text` makes.
-    """
+    """One question to DNS, CNAMEs followed: its answer, or why there is none."""
     try:
         answer = await resolver.resolve(dns.name.from_text(name), rdtype, raise_on_no_answer=False)
     except dns.resolver.NXDOMAIN:

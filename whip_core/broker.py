@@ -9,6 +9,7 @@ import random
 import secrets
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
@@ -20,8 +21,9 @@ from whip_core.certificates import check_files
 from whip_core.control_server import ControlServer, ControlStream
 from whip_core.dialer import Dialer
 from whip_core.errors import RegistrationError, RemoteProtocolError
+from whip_core.forward import ForwardSpec, forwarding
 from whip_core.metrics import BrokerMetrics
-from whip_core.names import AgentName, check_labels, check_port, is_within, normalize
+from whip_core.names import AgentName, Target, check_labels, check_port, is_within, normalize
 from whip_core.pickers import make_picker
 from whip_core.plugins import Plugins
 from whip_core.preamble import OldPreamble
@@ -187,6 +189,28 @@ class Broker:
         protocol = protocol_factory()
         stream.attach(protocol)
         return stream, protocol
+
+    def forward(
+        self, host: str, port: int, *, listen_host: str = "127.0.0.1", listen_port: int = 0
+    ) -> contextlib.AbstractAsyncContextManager[tuple[str, int] | Path]:
+        """A local TCP listener for a service: `async with broker.forward(...) as address`.
+
+        Any program on this machine reaches `host:port` at the address it gives, (host,
+        port). Port 0 is one the system chooses.
+        """
+        return self.forwarding(ForwardSpec(Target.parse(host, port), listen_host, listen_port))
+
+    def forwarding(
+        self, spec: ForwardSpec
+    ) -> contextlib.AbstractAsyncContextManager[tuple[str, int] | Path]:
+        """The same for a parsed forward, which may also be a unix socket's path."""
+
+        async def dial(target: Target, caller: Caller) -> Stream:
+            return await self._dialer.dial(
+                target.name, target.port, caller=caller, wait=0.0, timeout=None
+            )
+
+        return forwarding(spec, dial)
 
     # Agents: what the control server asks (`control_server.ControlHandler`)
 

@@ -19,6 +19,7 @@ from whip_core.errors import (
 )
 from whip_core.frames import FrameCodec, Role, State
 from whip_core.heartbeat import Heartbeat
+from whip_core.sockets import duplex
 from whip_core.stream import Cause, Stream, broken, cut
 
 JOIN_SIZE = 32 * 1024
@@ -143,8 +144,7 @@ class FramedConnection(asyncio.Protocol):
     # asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = duplex(transport)
         ping = self._ping if self._codec.role is Role.OPENER else None
         self._heartbeat = Heartbeat(lambda: self.is_parked, ping, self._die)
 

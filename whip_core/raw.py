@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from whip_core.drain import BoundedDrain
-from whip_core.sockets import abort_with_reset
+from whip_core.sockets import abort_with_reset, duplex
 from whip_core.stream import Stream, broken, cut
 
 
@@ -47,14 +47,13 @@ class RawConnection(asyncio.Protocol):
         self.transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self.can_half_close = transport.can_write_eof()
+        self._transport = duplex(transport)
+        self.can_half_close = self.transport.can_write_eof()
         if not self.can_half_close:
             # asyncio's StreamReaderProtocol looks at this to know that an end ends both.
             self._extra["sslcontext"] = transport.get_extra_info("sslcontext")
         self.stream = Stream(self, self._dial_id, self._extra, self._on_finished)
-        transport.pause_reading()
+        self.transport.pause_reading()
 
     def data_received(self, data: bytes) -> None:
         if self._drain is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from whip_core.sockets import abort_with_reset
+from whip_core.sockets import abort_with_reset, duplex
 from whip_core.stream import Stream
 
 
@@ -22,35 +22,46 @@ class RelaySide(asyncio.Protocol):
 
     takes_views = True
 
-    def __init__(self) -> None:
+    def __init__(self, on_made: Callable[[RelaySide], None] | None = None) -> None:
         self.transport: asyncio.Transport | None = None
+        self._on_made = on_made
         self.peer: RelaySide | None = None
+        # uvloop delivers what it has read already after a pause in `connection_made`.
+        self._early: list[bytes] = []
         self._ended = False
         self._lost = False
         self._on_done: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = duplex(transport)
         if self.peer is None:
-            transport.pause_reading()
+            self.transport.pause_reading()
+        if self._on_made is not None:
+            self._on_made(self)
 
     def data_received(self, data: bytes) -> None:
-        assert self.peer is not None and self.peer.transport is not None
-        self.peer.transport.write(data)
+        peer = self.peer
+        if peer is None:
+            self._early.append(data)
+        else:
+            assert peer.transport is not None
+            peer.transport.write(data)
 
     def eof_received(self) -> bool:
         self._ended = True
-        peer = self.peer
-        if peer is None or peer.transport is None:
-            return True
-        if peer.transport.can_write_eof():
-            peer.transport.write_eof()
-            if peer._ended:
-                self._close_both()
-            return True
-        peer.transport.close()
-        return False
+        return self.peer is None or self._pass_end_on()
+
+    def _pass_end_on(self) -> bool:
+        """End the peer's sending direction; False if that has ended everything."""
+        assert self.peer is not None and self.peer.transport is not None
+        peer = self.peer.transport
+        if not peer.can_write_eof():
+            peer.close()
+            return False
+        peer.write_eof()
+        if self.peer._ended:
+            self._close_both()
+        return True
 
     def pause_writing(self) -> None:
         if self.peer is not None and self.peer.transport is not None and not self.peer._lost:
@@ -71,6 +82,19 @@ class RelaySide(asyncio.Protocol):
         if self._on_done is not None and (peer is None or peer._lost):
             self._on_done()
 
+    def _begin(self) -> None:
+        """Go on, or break off, from where things stood when the pair was joined."""
+        assert self.transport is not None and self.peer is not None
+        early, self._early = self._early, []
+        for data in early:
+            self.data_received(data)
+        if self._lost:
+            self.connection_lost(ConnectionResetError("lost before the relay began"))
+        elif self._ended:
+            self._pass_end_on()
+        elif not self.peer._lost:
+            self.transport.resume_reading()
+
     def _close_both(self) -> None:
         """Both directions have ended: nothing is left to carry."""
         for side in (self, self.peer):
@@ -85,12 +109,8 @@ def join(one: RelaySide, other: RelaySide, on_done: Callable[[], None] | None = 
     """
     one.peer, other.peer = other, one
     one._on_done = other._on_done = on_done
-    for side, peer in ((one, other), (other, one)):
-        assert side.transport is not None
-        if side._lost:
-            side.connection_lost(ConnectionResetError("lost before the relay began"))
-        elif not peer._lost:
-            side.transport.resume_reading()
+    for side in (one, other):
+        side._begin()
 
 
 def break_off(transport: asyncio.Transport) -> None:

@@ -16,7 +16,7 @@ from whip_core.certificates import certificate_names
 from whip_core.errors import RemoteProtocolError
 from whip_core.frames import FrameCodec, Role
 from whip_core.preamble import OldPreamble, Preamble, PreambleReader
-from whip_core.sockets import bind, peer_address
+from whip_core.sockets import bind, duplex, peer_address
 from whip_core.tls import peer_certificate
 
 logger = logging.getLogger(__name__)
@@ -101,10 +101,9 @@ class _Incoming(asyncio.Protocol):
         self._reader = PreambleReader()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = duplex(transport)
         self._address = peer_address(transport)
-        self._transports.add(transport)
+        self._transports.add(self._transport)
         loop = asyncio.get_running_loop()
         self._deadline = loop.call_later(self._timeout, self._too_late)
 

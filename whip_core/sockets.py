@@ -8,6 +8,7 @@ import errno
 import socket
 import struct
 from collections.abc import Sequence
+from typing import cast
 
 from whip_core.errors import SettingsError
 
@@ -23,10 +24,15 @@ def abort_with_reset(transport: asyncio.BaseTransport) -> None:
     if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
         with contextlib.suppress(OSError):  # closed already: nothing is left to reset
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
-    if isinstance(transport, asyncio.WriteTransport):
-        transport.abort()
-    else:
-        transport.close()
+    duplex(transport).abort()
+
+
+def duplex(transport: asyncio.BaseTransport) -> asyncio.Transport:
+    """The same transport, typed as what TCP and unix connections always get.
+
+    Not `isinstance`: uvloop's transports only behave like asyncio's.
+    """
+    return cast(asyncio.Transport, transport)
 
 
 def bind(hosts: Sequence[str], port: int, option: str) -> list[socket.socket]:

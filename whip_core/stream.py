@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from whip_core.errors import StreamCut, StreamReset
 
@@ -239,14 +239,13 @@ class Stream(asyncio.Transport):
             self._deliver_lost()
 
     def _deliver_data(self, data: bytes | memoryview) -> None:
-        assert isinstance(self._protocol, asyncio.Protocol)
+        protocol = cast(asyncio.Protocol, self._protocol)
         if not self._takes_views and isinstance(data, memoryview):
             data = bytes(data)
-        self._protocol.data_received(data)  # type: ignore[arg-type]  # see `takes_views`
+        protocol.data_received(data)  # type: ignore[arg-type]  # see `takes_views`
 
     def _deliver_end(self) -> None:
-        assert isinstance(self._protocol, asyncio.Protocol)
-        keep_open = self._protocol.eof_received()
+        keep_open = cast(asyncio.Protocol, self._protocol).eof_received()
         if not (keep_open and self._carrier.can_half_close):
             self.close()
 

@@ -1,0 +1,175 @@
+"""Local listeners whose connections are relayed to a service behind an agent.
+
+No HTTP and no mitmproxy: what psql, ssh or redis-cli sends arrives as it is, both
+directions end separately, and a reset stays a reset.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from whip_core.caller import Caller
+from whip_core.errors import DialError, SettingsError
+from whip_core.names import Target
+from whip_core.relay import RelaySide, break_off, join
+from whip_core.settings import is_loopback
+from whip_core.sockets import bind, peer_address
+from whip_core.stream import Stream
+from whip_core.tasks import TaskSet
+
+logger = logging.getLogger(__name__)
+
+Dial = Callable[[Target, Caller], Awaitable[Stream]]
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardSpec:
+    """One forward: a port on `host`, or a unix socket at `path`, leads to `target`."""
+
+    target: Target
+    host: str = "127.0.0.1"
+    port: int = 0
+    path: Path | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> ForwardSpec:
+        """Read `LISTEN:NAME:PORT`; LISTEN is a port, `host:port` or `unix:/path`.
+
+        Raises `SettingsError`, one line that says what to write instead.
+        """
+        listen, _, target_port = text.rpartition(":")
+        listen, colon, name = listen.rpartition(":")
+        if not colon or not listen:
+            raise _wrong(text, "it has too few parts")
+        try:
+            target = Target.parse(name, _port(target_port))
+            if listen.startswith("unix:"):
+                path = listen.removeprefix("unix:")
+                if not path:
+                    raise ValueError("the socket's path is missing")
+                return cls(target, path=Path(path))
+            host, _, port = listen.rpartition(":")
+            return cls(target, host.strip("[]") or "127.0.0.1", _port(port, lowest=0))
+        except ValueError as error:
+            raise _wrong(text, str(error)) from error
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        listen = f"unix:{self.path}" if self.path else f"{host}:{self.port}"
+        return f"{listen} to {self.target}"
+
+
+@contextlib.asynccontextmanager
+async def forwarding(spec: ForwardSpec, dial: Dial) -> AsyncIterator[tuple[str, int] | Path]:
+    """Listen while the block runs; gives the address, `(host, port)` or the socket's path.
+
+    Each connection is dialled for by itself; one whose dial fails is reset, and a log line
+    says why. At the end no more are taken and those that run are cut. Raises
+    `SettingsError` if the address cannot be used.
+    """
+    listener = _Listener(spec.target, dial)
+    loop = asyncio.get_running_loop()
+    if spec.path is not None:
+        server = await loop.create_unix_server(listener.accept, sock=_bind_unix(spec.path))
+        address: tuple[str, int] | Path = spec.path
+    else:
+        if not is_loopback(spec.host):
+            logger.warning("%s: whoever reaches this machine reaches the service", spec)
+        sock = bind([spec.host], spec.port, "another LISTEN")[0]
+        server = await loop.create_server(listener.accept, sock=sock)
+        address = sock.getsockname()[:2]
+    logger.info("forwarding %s", spec)
+    try:
+        yield address
+    finally:
+        server.close()
+        await listener.close()
+        if spec.path is not None:
+            spec.path.unlink(missing_ok=True)
+
+
+class _Listener:
+    """What the connections of one forward share."""
+
+    def __init__(self, target: Target, dial: Dial) -> None:
+        self._target = target
+        self._dial = dial
+        self._tasks = TaskSet()
+        self._sides: set[RelaySide] = set()
+
+    def accept(self) -> RelaySide:
+        return RelaySide(on_made=self._accepted)
+
+    def _accepted(self, side: RelaySide) -> None:
+        self._sides.add(side)
+        self._tasks.spawn(self._connect(side), f"forward to {self._target}")
+
+    async def _connect(self, side: RelaySide) -> None:
+        assert side.transport is not None
+        try:
+            stream = await self._dial(self._target, Caller(address=peer_address(side.transport)))
+        except DialError:
+            self._drop(side)  # the dialer has logged why
+            return
+        except BaseException:
+            self._drop(side)
+            raise
+        tunnel = RelaySide()
+        stream.attach(tunnel)
+        join(side, tunnel, lambda: self._sides.discard(side))
+
+    def _drop(self, side: RelaySide) -> None:
+        self._sides.discard(side)
+        if side.transport is not None:
+            break_off(side.transport)
+
+    async def close(self) -> None:
+        await self._tasks.cancel_all()
+        for side in tuple(self._sides):
+            self._drop(side)
+
+
+def _bind_unix(path: Path) -> socket.socket:
+    """A unix socket at `path`, for this user only; a stale one there is replaced."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.exists() and stat.S_ISSOCK(path.stat().st_mode) and not _answers(path):
+            path.unlink()
+        sock.bind(str(path))
+        path.chmod(0o600)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise SettingsError(
+            f"cannot listen on unix:{path}: {error.strerror or error}; choose another path"
+        ) from error
+    return sock
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
+def _port(text: str, lowest: int = 1) -> int:
+    if not (text.isascii() and text.isdigit() and lowest <= int(text) <= 65535):
+        raise ValueError(f"{text[:20]!r} is not a port ({lowest} to 65535)")
+    return int(text)
+
+
+def _wrong(text: str, why: str) -> SettingsError:
+    return SettingsError(
+        f"{text[:80]!r} is no forward ({why}); write LISTEN:NAME:PORT, "
+        "such as 15432:db1.testdom:5432 or unix:/tmp/db.sock:db1.testdom:5432"
+    )
