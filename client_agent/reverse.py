@@ -6,7 +6,7 @@ import asyncio
 import ssl
 from typing import TypeVar
 
-from whip_core import preamble
+from whip_core import preamble, tls_transport
 from whip_core.certificates import proves_host
 from whip_core.errors import AgentGone
 from whip_core.framed import FramedConnection
@@ -47,13 +47,7 @@ class ReverseConnector:
             if self._context is None:
                 require_plaintext_allowed("connect to", host, self._allow_plaintext)
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                transport, _ = await asyncio.get_running_loop().create_connection(
-                    lambda: connection,
-                    host,
-                    port,
-                    ssl=self._context,
-                    server_hostname=host if self._context else None,
-                )
+                transport = await self._connect(connection, host, port)
         except TimeoutError as error:
             raise AgentGone(
                 f"the agent got no answer from {host}:{port} within {CONNECT_TIMEOUT:g} s"
@@ -72,3 +66,14 @@ class ReverseConnector:
                 )
         transport.write(preamble.encode(introduction))
         return connection
+
+    async def _connect(
+        self, connection: FramedConnection | RawConnection, host: str, port: int
+    ) -> asyncio.Transport:
+        if self._context is not None:
+            return await tls_transport.connect(
+                connection, host, port, self._context, handshake_timeout=CONNECT_TIMEOUT
+            )
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_connection(lambda: connection, host, port)
+        return transport

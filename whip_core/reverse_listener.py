@@ -18,6 +18,7 @@ from whip_core.frames import FrameCodec, Role
 from whip_core.preamble import OldPreamble, Preamble, PreambleReader
 from whip_core.sockets import bind, duplex, peer_address
 from whip_core.tls import peer_certificate
+from whip_core.tls_transport import accepting
 
 logger = logging.getLogger(__name__)
 
@@ -69,13 +70,7 @@ class ReverseListener:
         loop = asyncio.get_running_loop()
         for sock in sockets:
             self._servers.append(
-                await loop.create_server(
-                    self._incoming,
-                    sock=sock,
-                    ssl=self._context,
-                    ssl_handshake_timeout=self._handshake_timeout if self._context else None,
-                    backlog=BACKLOG,
-                )
+                await loop.create_server(self._factory(), sock=sock, backlog=BACKLOG)
             )
         return self
 
@@ -85,8 +80,16 @@ class ReverseListener:
         for transport in list(self._transports):
             transport.abort()
 
+    def _factory(self) -> Callable[[], asyncio.BaseProtocol]:
+        if self._context is None:
+            return self._incoming
+        return accepting(self._incoming, self._context, self._handshake_timeout, self._no_handshake)
+
     def _incoming(self) -> asyncio.Protocol:
         return _Incoming(self._welcome, self._preamble_timeout, self._transports)
+
+    def _no_handshake(self, address: tuple[str, int], error: Exception) -> None:
+        logger.warning("reverse port: no TLS handshake with %s port %d: %s", *address, error)
 
 
 class _Incoming(asyncio.Protocol):

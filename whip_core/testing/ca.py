@@ -1,0 +1,56 @@
+"""A CA for tests: PEM files in a folder, made in this process in a few milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from whip_core import pki
+from whip_core.settings import TLSFiles
+
+KEY_MODE = 0o600
+
+
+class Authority:
+    """A new CA whose certificates, and the keys to them, are written into `folder`.
+
+    Each call that gives files makes a new key and certificate; none overwrites another's.
+    All of one authority trust each other, and nobody else's.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.pki = pki.Authority.create()
+        self.ca_cert = self.folder / "ca-cert.pem"
+        self._made = 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.ca_cert.write_bytes(self.pki.cert_pem)
+
+    def __repr__(self) -> str:
+        return f"<Authority {self.folder} made={self._made}>"
+
+    def server_files(
+        self,
+        names: Sequence[str] = ("localhost",),
+        addresses: Sequence[str] = ("127.0.0.1", "::1"),
+    ) -> TLSFiles:
+        """What a broker needs to be reached under `names` and literal `addresses`."""
+        return self._write("server", self.pki.issue_server(names, addresses))
+
+    def client_files(self, name: str) -> TLSFiles:
+        """What the agent `hostname.domain` needs; `*.domain` is good for each agent of it."""
+        hostname, _, domain = name.partition(".")
+        return self._write("client", self.pki.issue_client(hostname, domain))
+
+    def _write(self, purpose: str, issued: pki.Issued) -> TLSFiles:
+        self._made += 1
+        stem = f"{purpose}-{self._made}"
+        files = TLSFiles.of(
+            key=self.folder / f"{stem}-key.pem",
+            cert=self.folder / f"{stem}-cert.pem",
+            ca=self.ca_cert,
+        )
+        files.key.touch(KEY_MODE)
+        files.key.write_bytes(issued.key_pem)
+        files.cert.write_bytes(issued.cert_pem)
+        return files

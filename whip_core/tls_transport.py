@@ -1,0 +1,358 @@
+"""TLS over any asyncio transport: a thin protocol around `ssl.SSLObject`.
+
+asyncio's own TLS keeps a buffer of 256 KiB for each connection; this keeps none, because
+what is decrypted is handed on before the call returns: all connections share two buffers.
+The cryptography, and every decision about the handshake, is OpenSSL's.
+
+An end by TLS's own means (close_notify) is `eof_received`. A connection that goes without
+it is `connection_lost` alone, so that a cut cannot pass for an end. Ending one direction
+only is not offered: `can_write_eof` is False.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from collections.abc import Callable
+from typing import Any, cast
+
+from whip_core.drain import BoundedDrain
+from whip_core.sockets import duplex, peer_address
+
+logger = logging.getLogger(__name__)
+
+BUFFER_SIZE = 256 * 1024
+"""Octets taken from a socket in one read, and decrypted in one go: as asyncio itself does."""
+
+_received = bytearray(BUFFER_SIZE)
+_decrypted = bytearray(BUFFER_SIZE)
+_received_view = memoryview(_received)
+_decrypted_view = memoryview(_decrypted)
+
+
+class TLSTransport(asyncio.Transport):
+    """What the protocol above sees; the wire below is a `_Wire`."""
+
+    def __init__(self, wire: _Wire, extra: dict[str, Any]) -> None:
+        super().__init__(extra)
+        self._wire = wire
+
+    def __repr__(self) -> str:
+        return f"<TLSTransport {self._wire!r}>"
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        value = super().get_extra_info(name)
+        return value if value is not None else self._wire.transport.get_extra_info(name, default)
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._wire.protocol = protocol  # type: ignore[assignment]  # as in asyncio
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._wire.protocol
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._wire.encrypt(data)
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def write_eof(self) -> None:
+        raise NotImplementedError("TLS ends in both directions")
+
+    def is_closing(self) -> bool:
+        return self._wire.closing
+
+    def close(self) -> None:
+        self._wire.close()
+
+    def abort(self) -> None:
+        self._wire.abort()
+
+    def pause_reading(self) -> None:
+        self._wire.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._wire.resume_reading()
+
+    def is_reading(self) -> bool:
+        return not self._wire.paused and not self._wire.closing
+
+    def get_write_buffer_size(self) -> int:
+        return self._wire.transport.get_write_buffer_size()
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return self._wire.transport.get_write_buffer_limits()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._wire.transport.set_write_buffer_limits(high, low)
+
+
+class _Wire(asyncio.BufferedProtocol):
+    """The encrypted side: handshake, records in, records out."""
+
+    transport: asyncio.Transport
+
+    def __init__(
+        self,
+        protocol: asyncio.Protocol,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool,
+        server_hostname: str | None,
+        handshake_timeout: float,
+        on_handshake: Callable[[Exception | None], None],
+    ) -> None:
+        self.protocol = protocol
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._ssl = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
+        )
+        self._handshake_timeout = handshake_timeout
+        self._on_handshake: Callable[[Exception | None], None] | None = on_handshake
+        self._established = False
+        self._ended = False
+        self._drain: BoundedDrain | None = None
+        self.upper: TLSTransport | None = None
+        self.closing = False
+        self.paused = False
+
+    def __repr__(self) -> str:
+        state = "closing" if self.closing else "open" if self._established else "handshake"
+        return f"<_Wire {state} {peer_address(self.transport)}>"
+
+    # The plain transport's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = duplex(transport)
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.call_later(self._handshake_timeout, self._too_late)
+        self._shake_hands()
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return _received
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._drain is not None:
+            self._drain.discard(nbytes)
+            return
+        self._incoming.write(_received_view[:nbytes])
+        if self._established:
+            self._decrypt()
+        else:
+            self._shake_hands()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        if self._established:
+            self.protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._established:
+            self.protocol.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closing = True
+        self._deadline.cancel()
+        self._end_drain()
+        if self._established:
+            self.protocol.connection_lost(exc)
+        else:
+            self._handshake_ended(exc or ConnectionResetError("closed during the TLS handshake"))
+
+    # Handshake
+
+    def _shake_hands(self) -> None:
+        try:
+            self._ssl.do_handshake()
+        except ssl.SSLWantReadError:
+            self._flush()
+            return
+        except ssl.SSLError as error:
+            self._flush()  # the alert that says why
+            self._fail(error)
+            return
+        self._flush()
+        self._deadline.cancel()
+        self._established = True
+        extra = {"ssl_object": self._ssl, "sslcontext": self._ssl.context}
+        self.upper = TLSTransport(self, extra)
+        self.protocol.connection_made(self.upper)
+        self._handshake_ended(None)
+        self._decrypt()
+
+    def _too_late(self) -> None:
+        self._fail(TimeoutError(f"no TLS handshake within {self._handshake_timeout:g} s"))
+
+    def _fail(self, error: Exception) -> None:
+        self._handshake_ended(error)
+        self.transport.close()
+
+    def _handshake_ended(self, error: Exception | None) -> None:
+        told, self._on_handshake = self._on_handshake, None
+        if told is not None:
+            told(error)
+
+    # Records
+
+    def encrypt(self, data: bytes | bytearray | memoryview) -> None:
+        if self.closing or not data:
+            return
+        self._ssl.write(data)
+        self._flush()
+
+    def _decrypt(self) -> None:
+        """Hand on all that has come, in pieces of the shared buffer's size."""
+        ended = False
+        while not (self.paused or self.closing or ended):
+            size = 0
+            try:
+                while size < BUFFER_SIZE:
+                    count = self._read_into(_decrypted_view[size:])
+                    if not count:
+                        ended = True
+                        break
+                    size += count
+            except ssl.SSLWantReadError:
+                ended = not size
+            except ssl.SSLZeroReturnError:
+                self._ended = ended = True
+            except ssl.SSLError as error:
+                logger.debug("%r: %s", self, error)
+                self.abort()
+            if size:
+                self.protocol.data_received(bytes(_decrypted_view[:size]))
+        self._flush()
+        if self._ended and not (self.paused or self.closing):
+            self.protocol.eof_received()
+            self.close()
+
+    def _read_into(self, buffer: memoryview) -> int:
+        # With a buffer to fill it gives the count; the stubs know only the other form.
+        return cast(int, self._ssl.read(len(buffer), buffer))
+
+    def _flush(self) -> None:
+        if self._outgoing.pending and not self.transport.is_closing():
+            self.transport.write(self._outgoing.read())
+
+    # What `TLSTransport` offers
+
+    def pause_reading(self) -> None:
+        self.paused = True
+        self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if not self.paused:
+            return
+        self.paused = False
+        if self._incoming.pending or self._ssl.pending():
+            asyncio.get_running_loop().call_soon(self._go_on)
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        if self.paused or self.closing:
+            return
+        self._decrypt()
+        if not (self.paused or self.closing):
+            self.transport.resume_reading()
+
+    def close(self) -> None:
+        """Say close_notify, and wait a little for the other end to have taken all of it."""
+        if self.closing:
+            return
+        self.closing = True
+        with contextlib.suppress(ssl.SSLError):
+            self._ssl.unwrap()  # writes ours, complains that the other end's has not come yet
+        self._flush()
+        if self.transport.is_closing():
+            return
+        if self._ended:
+            self.transport.close()
+            return
+        self.transport.write_eof()
+        self._drain = BoundedDrain(self.transport, self.transport.abort)
+        self.transport.resume_reading()
+
+    def abort(self) -> None:
+        self.closing = True
+        self.transport.abort()
+
+    def _end_drain(self) -> None:
+        if self._drain is not None:
+            self._drain.cancel()
+            self._drain = None
+
+
+def accepting(
+    factory: Callable[[], asyncio.Protocol],
+    context: ssl.SSLContext,
+    handshake_timeout: float,
+    on_failure: Callable[[tuple[str, int], Exception], None],
+) -> Callable[[], asyncio.BaseProtocol]:
+    """A protocol factory for `loop.create_server` that puts TLS under `factory`'s.
+
+    `on_failure` is told of the peers (host, port) whose handshake failed, and why.
+    """
+
+    def accept() -> asyncio.BaseProtocol:
+        def ended(error: Exception | None) -> None:
+            if error is not None:
+                on_failure(peer_address(wire.transport), error)
+
+        wire = _Wire(
+            factory(),
+            context,
+            server_side=True,
+            server_hostname=None,
+            handshake_timeout=handshake_timeout,
+            on_handshake=ended,
+        )
+        return wire
+
+    return accept
+
+
+async def connect(
+    protocol: asyncio.Protocol,
+    host: str,
+    port: int,
+    context: ssl.SSLContext,
+    *,
+    handshake_timeout: float,
+) -> asyncio.Transport:
+    """Connect `protocol` to `host:port` over TLS; gives its transport.
+
+    Raises `OSError` (`ssl.SSLError` is one). Who the peer is beyond having a certificate
+    from the context's CA is for the caller to check.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def ended(error: Exception | None) -> None:
+        if done.done():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    wire = _Wire(
+        protocol,
+        context,
+        server_side=False,
+        server_hostname=host,
+        handshake_timeout=handshake_timeout,
+        on_handshake=ended,
+    )
+    plain, _ = await loop.create_connection(lambda: wire, host, port)
+    try:
+        await done
+    except BaseException:
+        plain.abort()
+        raise
+    assert wire.upper is not None
+    return wire.upper
