@@ -1,0 +1,61 @@
+# Everything happens in virtual environments under this folder; `make clean` takes them away.
+# A stamp in each says that what pyproject.toml asks for is in it.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test lint proto proto-check clean
+
+# In order of preference: the tests and mypy look at the oldest first.
+PYTHONS := 3.11 3.12 3.13 3.14
+# Real programs on real sockets: more at once than this measures the machine, not whip.
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist worksteal
+PROTOC = .venv-codegen/bin/python -m grpc_tools.protoc -I proto whip.proto
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1: /p' Makefile
+
+demo: .venv/.proxy ## set up, then watch one request travel through proxy, broker and agent
+	@.venv/bin/whip demo
+
+test: lint proto-check ## set up, then every check and test, with the oldest and the newest Python found
+	@.ci/test $(PYTEST_ARGS)
+
+lint: .venv/.dev ## ruff and mypy
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+proto: .venv-codegen/.codegen ## generate whip_core/wire from proto/whip.proto
+	$(PROTOC) --python_out=whip_core/wire --pyi_out=whip_core/wire
+
+# protoc's Python wants another protobuf beside it than the newest, so it lives apart, and
+# "generated code is up to date" is checked here instead of in pytest.
+proto-check: .venv-codegen/.codegen ## is whip_core/wire what `make proto` would write?
+	@rm -rf .venv-codegen/wire && mkdir .venv-codegen/wire
+	$(PROTOC) --python_out=.venv-codegen/wire --pyi_out=.venv-codegen/wire
+	@for file in whip_pb2.py whip_pb2.pyi; do \
+	  cmp whip_core/wire/$$file .venv-codegen/wire/$$file \
+	    || { echo "whip_core/wire/$$file is not what proto/whip.proto says: run make proto"; exit 1; }; \
+	done
+
+clean: ## remove everything that make made
+	rm -rf .venv .venv-3.13 .venv-codegen .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info
+	find . -name __pycache__ -not -path './.git/*' -exec rm -rf {} +
+
+.venv/.proxy: pyproject.toml
+	@.ci/venv .venv "$(PYTHONS)" -e '.[proxy]'
+	@touch $@
+
+.venv/.dev: pyproject.toml
+	@.ci/venv .venv "$(PYTHONS)" -e '.[proxy,dev]' 'mitmproxy==11.0.2; python_version < "3.12"'
+	@touch $@ .venv/.proxy
+
+.venv-3.13/.dev: pyproject.toml
+	@.ci/venv .venv-3.13 3.13 -e '.[proxy,dev]' 'mitmproxy>=12'
+	@touch $@
+
+.venv-codegen/.codegen: pyproject.toml
+	@.ci/venv .venv-codegen "$(PYTHONS)" -e '.[codegen]'
+	@touch $@
