@@ -70,7 +70,7 @@ class FramedConnection(asyncio.Protocol):
         self.lost = False
 
     def __repr__(self) -> str:
-        state = "lost" if self.lost else self._codec.state.value
+        state = "lost" if self.lost else self._codec.state.words
         return f"<FramedConnection {self._codec.role.value} {state} {self._stream or ''}>"
 
     @property
@@ -264,7 +264,7 @@ class FramedConnection(asyncio.Protocol):
         if self.lost:
             return
         self.lost = True
-        self._codec.state = State.CLOSED
+        self._codec.close()
         self._end_drain()
         if self._heartbeat is not None:
             self._heartbeat.stop()

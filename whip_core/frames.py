@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, IntEnum
+from typing import NoReturn
 
 from whip_core.errors import LocalProtocolError, RemoteProtocolError
 
@@ -42,10 +43,6 @@ class Role(Enum):
     OPENER = "opener"
     ACCEPTOR = "acceptor"
 
-    @property
-    def peer(self) -> Role:
-        return Role.ACCEPTOR if self is Role.OPENER else Role.OPENER
-
 
 class FrameType(IntEnum):
     """0x01 is the preamble (`preamble`), which comes before all frames."""
@@ -60,13 +57,19 @@ class FrameType(IntEnum):
     PONG = 0x09
 
 
-class State(Enum):
-    PARKED = "parked"
-    OPENING = "opening"
-    OPEN = "open"
-    OPENER_ENDED = "opener ended"
-    ACCEPTOR_ENDED = "acceptor ended"
-    CLOSED = "closed"
+class State(IntEnum):
+    """An IntEnum, because these are looked up with every frame: an int's hash is cheap."""
+
+    PARKED = 0
+    OPENING = 1
+    OPEN = 2
+    OPENER_ENDED = 3
+    ACCEPTOR_ENDED = 4
+    CLOSED = 5
+
+    @property
+    def words(self) -> str:
+        return self.name.lower().replace("_", " ")
 
 
 class FailureCode(IntEnum):
@@ -78,6 +81,8 @@ class FailureCode(IntEnum):
 
 
 _OPENER, _ACCEPTOR = Role.OPENER, Role.ACCEPTOR
+_DATA = int(FrameType.DATA)
+_FRAME_TYPES = {int(frame_type): frame_type for frame_type in FrameType}
 
 TRANSITIONS: dict[State, dict[tuple[Role, FrameType], State]] = {
     State.PARKED: {
@@ -113,8 +118,16 @@ for _state in set(State) - {State.CLOSED}:
             (_role, FrameType.RESET): State.CLOSED,
         }
 
+_BY_SENDER: dict[Role, dict[State, dict[int, State]]] = {
+    role: {
+        state: {int(what): after for (sender, what), after in moves.items() if sender is role}
+        for state, moves in TRANSITIONS.items()
+    }
+    for role in Role
+}
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class OpenRequested:
     port: int
     dial_id: bytes
@@ -122,39 +135,39 @@ class OpenRequested:
     """Empty between broker and agent, where the connection says whose it is."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Opened:
     pass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OpenFailed:
     code: int
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DataReceived:
     data: bytes | memoryview
     """A piece of the stream, of any size; a memoryview looks into bytes that never change."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EndReceived:
     pass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ResetReceived:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PingReceived:
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PongReceived:
     payload: bytes
 
@@ -176,22 +189,29 @@ class FrameCodec:
 
     def __init__(self, role: Role) -> None:
         self.role = role
-        self.state = State.PARKED
+        self._sender_table = _BY_SENDER[role]
+        self._receiver_table = _BY_SENDER[_ACCEPTOR if role is _OPENER else _OPENER]
         self.dial_id = b""
+        self._enter(State.PARKED)
         self._partial = bytearray()
         self._data_left = 0
         self._pings: list[bytes] = []
 
     def __repr__(self) -> str:
-        return f"<FrameCodec {self.role.value} {self.state.value} dial={self.dial_id.hex()}>"
+        return f"<FrameCodec {self.role.value} {self._state.words} dial={self.dial_id.hex()}>"
 
     @property
-    def may_send_data(self) -> bool:
-        return (self.role, FrameType.DATA) in TRANSITIONS[self.state]
+    def state(self) -> State:
+        return self._state
 
-    @property
-    def may_receive_data(self) -> bool:
-        return (self.role.peer, FrameType.DATA) in TRANSITIONS[self.state]
+    def _enter(self, state: State) -> None:
+        self._state = state
+        self._may_send = self._sender_table[state]
+        self._may_receive = self._receiver_table[state]
+
+    def close(self) -> None:
+        """The connection is gone: nothing may be sent or received any more."""
+        self._enter(State.CLOSED)
 
     # Sending: each returns the bytes to put on the wire, or raises `LocalProtocolError`.
 
@@ -214,8 +234,9 @@ class FrameCodec:
         """The header of a DATA frame; its `size` bytes of body must follow."""
         if not 0 < size <= MAX_DATA_SIZE:
             raise LocalProtocolError(f"DATA of {size} bytes (1 to {MAX_DATA_SIZE})")
-        self._send(FrameType.DATA)
-        return (FrameType.DATA << 24 | size).to_bytes(HEADER_SIZE, "big")
+        if _DATA not in self._may_send:
+            self._send(FrameType.DATA)
+        return (_DATA << 24 | size).to_bytes(HEADER_SIZE, "big")
 
     def end(self) -> bytes:
         self._send(FrameType.END)
@@ -237,13 +258,14 @@ class FrameCodec:
         return _frame(FrameType.PONG, payload)
 
     def _send(self, frame_type: FrameType) -> None:
-        try:
-            self.state = TRANSITIONS[self.state][self.role, frame_type]
-        except KeyError:
+        after = self._may_send.get(frame_type)
+        if after is None:
             raise LocalProtocolError(
                 f"{frame_type.name} cannot be sent by the {self.role.value} "
-                f"of a connection that is {self.state.value}"
-            ) from None
+                f"of a connection that is {self._state.words}"
+            )
+        if after is not self._state:
+            self._enter(after)
 
     # Receiving
 
@@ -268,7 +290,7 @@ class FrameCodec:
                 else:
                     position += self._receive_frame(view[position:], events)
         except RemoteProtocolError:
-            self.state = State.CLOSED
+            self.close()
             raise
         return events
 
@@ -311,14 +333,9 @@ class FrameCodec:
 
     def _header(self, view: memoryview) -> tuple[FrameType, int]:
         number, length = view[0], int.from_bytes(view[1:HEADER_SIZE], "big")
-        try:
-            frame_type = FrameType(number)
-        except ValueError:
-            raise RemoteProtocolError(f"unknown frame type {number:#04x}") from None
-        if (self.role.peer, frame_type) not in TRANSITIONS[self.state]:
-            raise RemoteProtocolError(
-                f"the peer sent {frame_type.name} on a connection that is {self.state.value}"
-            )
+        if number not in self._may_receive:
+            self._reject(number)
+        frame_type = _FRAME_TYPES[number]
         if frame_type is FrameType.DATA:
             if not 0 < length <= MAX_DATA_SIZE:
                 raise RemoteProtocolError(f"DATA of {length} bytes (1 to {MAX_DATA_SIZE})")
@@ -330,8 +347,17 @@ class FrameCodec:
 
     def _event(self, frame_type: FrameType, body: bytes) -> Event:
         event = self._parse(frame_type, body)
-        self.state = TRANSITIONS[self.state][self.role.peer, frame_type]
+        after = self._may_receive[frame_type]
+        if after is not self._state:
+            self._enter(after)
         return event
+
+    def _reject(self, number: int) -> NoReturn:
+        if number not in _FRAME_TYPES:
+            raise RemoteProtocolError(f"unknown frame type {number:#04x}")
+        raise RemoteProtocolError(
+            f"the peer sent {FrameType(number).name} on a connection that is {self._state.words}"
+        )
 
     def _parse(self, frame_type: FrameType, body: bytes) -> Event:
         match frame_type:

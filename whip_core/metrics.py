@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from typing import Any, TypeVar
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -18,6 +19,8 @@ from whip_core.errors import SettingsError
 from whip_core.hookspecs import hookimpl
 
 logger = logging.getLogger(__name__)
+
+Metric = TypeVar("Metric", Counter, Gauge, Histogram)
 
 LATENCY_BUCKETS = (
     *(0.0001, 0.00025, 0.0005),
@@ -82,47 +85,57 @@ class BrokerMetrics:
             registry=registry,
         )
 
+        self._children: dict[tuple[int, tuple[str, ...]], Any] = {}
+
+    def _of(self, metric: Metric, *labels: str) -> Metric:
+        """`metric.labels(*labels)`, remembered: finding a child anew costs more than counting."""
+        key = (id(metric), labels)
+        child: Metric | None = self._children.get(key)
+        if child is None:
+            child = self._children[key] = metric.labels(*labels)
+        return child
+
     @hookimpl
     def whip_agent_joined(self, agent: AgentView) -> None:
-        self._registrations.labels(agent.name.domain).inc()
+        self._of(self._registrations, agent.name.domain).inc()
 
     @hookimpl
     def whip_agent_left(self, agent: AgentView) -> None:
-        self._registrations.labels(agent.name.domain).dec()
+        self._of(self._registrations, agent.name.domain).dec()
 
     @hookimpl
     def whip_round_trip(self, agent: AgentView, seconds: float) -> None:
-        self._round_trip.labels(agent.name.domain).observe(seconds)
+        self._of(self._round_trip, agent.name.domain).observe(seconds)
 
     @hookimpl
     def whip_dial_finished(self, dial: DialFinished) -> None:
         if dial.error is not None:
-            self._failures.labels(dial.error.reason).inc()
+            self._of(self._failures, dial.error.reason).inc()
         if dial.agent is None:
             return
         domain = dial.agent.name.domain
-        self._latency.labels(domain, "").observe(dial.total_seconds)
-        self._latency.labels(domain, "resolve").observe(dial.resolve_seconds)
+        self._of(self._latency, domain, "").observe(dial.total_seconds)
+        self._of(self._latency, domain, "resolve").observe(dial.resolve_seconds)
         if dial.open_seconds is not None:
-            self._latency.labels(domain, "open").observe(dial.open_seconds)
+            self._of(self._latency, domain, "open").observe(dial.open_seconds)
             if not dial.parked:
-                self._cold_dials.labels(domain).inc()
+                self._of(self._cold_dials, domain).inc()
 
     @hookimpl
     def whip_stream_opened(self, dial: DialFinished) -> None:
         assert dial.agent is not None
-        self._connections.labels(dial.agent.name.domain, str(dial.port)).inc()
+        self._of(self._connections, dial.agent.name.domain, str(dial.port)).inc()
 
     @hookimpl
     def whip_stream_closed(self, stream: StreamClosed) -> None:
         domain = stream.agent.domain
-        self._connections.labels(domain, str(stream.port)).dec()
-        self._bytes.labels(domain, "to_agent").inc(stream.bytes_to_agent)
-        self._bytes.labels(domain, "from_agent").inc(stream.bytes_from_agent)
+        self._of(self._connections, domain, str(stream.port)).dec()
+        self._of(self._bytes, domain, "to_agent").inc(stream.bytes_to_agent)
+        self._of(self._bytes, domain, "from_agent").inc(stream.bytes_from_agent)
 
     def request_finished(self, status: int, protocol: str, error: str) -> None:
         """Count one HTTP request; `error` is empty or a short, bounded name."""
-        self._requests.labels(str(status), protocol, error).inc()
+        self._of(self._requests, str(status), protocol, error).inc()
 
 
 class AgentMetrics:

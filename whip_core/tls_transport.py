@@ -206,32 +206,40 @@ class _Wire(asyncio.BufferedProtocol):
 
     def _decrypt(self) -> None:
         """Hand on all that has come, in pieces of the shared buffer's size."""
-        ended = False
-        while not (self.paused or self.closing or ended):
-            size = 0
-            try:
-                while size < BUFFER_SIZE:
-                    count = self._read_into(_decrypted_view[size:])
-                    if not count:
-                        ended = True
-                        break
-                    size += count
-            except ssl.SSLWantReadError:
-                ended = not size
-            except ssl.SSLZeroReturnError:
-                self._ended = ended = True
-            except ssl.SSLError as error:
-                logger.debug("%r: %s", self, error)
-                self.abort()
-            if size:
-                self.protocol.data_received(bytes(_decrypted_view[:size]))
+        while not (self.paused or self.closing):
+            size = self._read_records()
+            if not size:
+                break
+            self.protocol.data_received(bytes(_decrypted_view[:size]))
         self._flush()
         if self._ended and not (self.paused or self.closing):
             self.protocol.eof_received()
             self.close()
 
+    def _read_records(self) -> int:
+        """Decrypt into the shared buffer; how many octets are in it."""
+        size = 0
+        try:
+            while size < BUFFER_SIZE:
+                count = self._read_into(_decrypted_view[size:])
+                if not count:
+                    self._ended = True
+                    break
+                size += count
+                if not (self._incoming.pending or self._ssl.pending()):
+                    break  # one more read would only raise
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self._ended = True
+        except ssl.SSLError as error:
+            logger.debug("%r: %s", self, error)
+            self.abort()
+        return size
+
     def _read_into(self, buffer: memoryview) -> int:
-        # With a buffer to fill it gives the count; the stubs know only the other form.
+        # With a buffer to fill it gives the count (0 is close_notify); the stubs know only
+        # the other form.
         return cast(int, self._ssl.read(len(buffer), buffer))
 
     def _flush(self) -> None:
