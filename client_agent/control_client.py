@@ -35,6 +35,7 @@ class ControlClient:
         self._tls_name = tls_name
         self._credentials = credentials
         self._tasks = TaskSet()
+        self._given_up = False
 
     async def __aenter__(self) -> ControlClient:
         family = "ipv6" if ":" in self._address.ip else "ipv4"
@@ -71,6 +72,7 @@ class ControlClient:
     def send(self, message: control.AgentMessage) -> None:
         """Queue a message; one that finds too many waiting breaks the stream off."""
         if not self._outbox.put(encode_agent_message(message)):
+            self._given_up = True
             self._call.cancel()
 
     async def receive(self) -> control.BrokerMessage:
@@ -78,8 +80,12 @@ class ControlClient:
         while True:
             try:
                 data = await self._call.read()
-            except (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
+            except (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.BaseError):
                 data = grpc.aio.EOF
+            except asyncio.CancelledError:
+                if not self._given_up:
+                    raise
+                raise ControlClosed("CANCELLED", "it does not read what we send") from None
             if not isinstance(data, bytes):
                 code = await self._call.code()
                 raise ControlClosed(code.name, await self._call.details() or "")

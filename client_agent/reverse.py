@@ -55,10 +55,12 @@ class ReverseConnector:
         except (OSError, ValueError) as error:
             raise AgentGone(f"the agent cannot connect back to {host}:{port}: {error}") from error
         if self._context is not None:
-            certificate = peer_certificate(transport)
-            if certificate is None or not (
-                proves_host(certificate, host) or proves_host(certificate, self._endpoint_name)
-            ):
+            try:
+                proven = self._is_proven(transport, host)
+            except ValueError as error:
+                transport.abort()
+                raise AgentGone(f"the listener at {host}:{port}: {error}") from error
+            if not proven:
                 transport.abort()
                 raise AgentGone(
                     f"the listener at {host}:{port} proves neither that name nor "
@@ -66,6 +68,12 @@ class ReverseConnector:
                 )
         transport.write(preamble.encode(introduction))
         return connection
+
+    def _is_proven(self, transport: asyncio.Transport, host: str) -> bool:
+        certificate = peer_certificate(transport)
+        return certificate is not None and (
+            proves_host(certificate, host) or proves_host(certificate, self._endpoint_name)
+        )
 
     async def _connect(
         self, connection: FramedConnection | RawConnection, host: str, port: int

@@ -181,9 +181,16 @@ class BrokerSession:
         self, connection: FramedConnection, request: OpenRequested
     ) -> asyncio.Task[None]:
         self._parker.taken(connection)
-        return self._tasks.spawn(
+        task = self._tasks.spawn(
             self._open(connection, request), f"open {request.dial_id.hex()[:8]}"
         )
+
+        def close_unanswered(task: asyncio.Task[None]) -> None:
+            if task.cancelled() or task.exception() is not None:
+                connection.close()  # the broker's dial must not wait for an answer
+
+        task.add_done_callback(close_unanswered)
+        return task
 
     async def _open(self, connection: FramedConnection, request: OpenRequested) -> None:
         dial = request.dial_id.hex()[:8]
@@ -248,7 +255,8 @@ class BrokerSession:
         except asyncio.CancelledError:
             _drop(side)
             raise
-        self._raw.add(raw)
+        if raw.stream.cause is None:
+            self._raw.add(raw)
         tunnel = RelaySide()
         raw.stream.attach(tunnel)
         self._relay(request.connection_id[:8], request.local_port, tunnel, side)

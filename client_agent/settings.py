@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from client_agent.endpoints import Endpoint
 from client_agent.exposure import Exposure
 from whip_core.names import AgentName
-from whip_core.settings import TLSFiles
+from whip_core.settings import TLSFiles, require_plaintext_allowed
 
 DRAIN_TIMEOUT = 30.0
 """Seconds that streams have to finish when the agent is told to stop."""
@@ -23,3 +23,9 @@ class AgentSettings:
     allow_plaintext: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
     drain_timeout: float = DRAIN_TIMEOUT
+
+    def __post_init__(self) -> None:
+        # What a name leads to is known, and checked, when it has been looked up.
+        for endpoint in self.endpoints:
+            if self.tls is None and endpoint.is_literal:
+                require_plaintext_allowed("connect to", endpoint.host, self.allow_plaintext)

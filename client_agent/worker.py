@@ -58,6 +58,7 @@ class Worker:
         self._instance_id = instance_id
         self._backoff = backoff()
         self._trouble = ""
+        self._draining = False
         self._client: ControlClient | None = None
         self._running: set[BrokerSession] = set()
         self.live: BrokerSession | None = None
@@ -66,10 +67,12 @@ class Worker:
         return f"<Worker {self.address} {'registered' if self.live else 'not registered'}>"
 
     async def run(self) -> None:
-        while True:
+        while not self._draining:
             try:
                 await self._serve_once()
             except ControlClosed as closed:
+                if self._draining:
+                    return
                 self._tell(self._explain(closed))
             except (RemoteProtocolError, SettingsError) as error:
                 self._tell(f"broker at {self.address}: {error}")
@@ -77,9 +80,13 @@ class Worker:
             self._metrics.reconnecting()
 
     async def drain(self) -> None:
-        """Take no new dials and wait until the streams have ended, then say goodbye."""
+        """Take no new dials and wait until the streams have ended, then say goodbye.
+
+        A control stream that ends meanwhile is not opened again.
+        """
+        self._draining = True
         await asyncio.gather(*(session.drain() for session in tuple(self._running)))
-        if self._client is not None:
+        if self._client is not None and self.live is not None:
             await self._client.close()
 
     def cut(self) -> None:

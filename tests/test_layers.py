@@ -26,18 +26,18 @@ LAYERS = {
         "client_agent": "endpoints exposure settings",
     },
     1: {  # state, no I/O
-        "whip_core": "authorization certificates channel control_state control_wire frames pending"
-        " pickers ping_schedule pki preamble registry",
+        "whip_core": "authorization certificates channel control_state control_wire frames parking"
+        " pickers pki preamble registry",
         "client_agent": "backoff reconcile",
     },
     2: {  # async I/O
-        "whip_core": "control_server drain framed outbox raw relay reverse reverse_listener session"
-        " sockets stream tasks tls",
-        "client_agent": "control_client discovery local reverse",
+        "whip_core": "control_server drain forward framed heartbeat outbox raw relay"
+        " reverse_listener session sockets stream tasks tls tls_transport",
+        "client_agent": "control_client discovery local parker reverse",
     },
     3: {  # assembly
-        "whip_core": "__init__ broker cli commands.__init__ commands.* dialer metrics options"
-        " plugins testing.__init__ testing.*",
+        "whip_core": "__init__ broker broker_options cli commands.__init__ commands.* dialer"
+        " metrics options plugin_files plugins testing.__init__ testing.*",
         "client_agent": "__init__ agent command session worker",
         "whip_addon": "__init__ *",
     },
@@ -55,9 +55,8 @@ GENERATED = "whip_core.wire"
 
 # What both ends of the tunnel need: all that the agent may know of whip_core.
 SHARED_WITH_THE_AGENT = (
-    "certificates channel control control_state control_wire drain errors framed frames hookspecs"
-    " metrics names options outbox plugins preamble raw relay reverse settings sockets stream tasks"
-    " tls"
+    "certificates channel control control_state control_wire errors framed frames metrics names"
+    " options outbox parking preamble raw relay settings tasks tls tls_transport"
 )
 # These could be lifted out of the project nearly as they are.
 AGENT_LOGIC = {

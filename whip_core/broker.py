@@ -95,6 +95,7 @@ class Broker:
                 )
             )
             self._stack = stack.pop_all()
+        self._dialer.closed = False
         logger.info(
             "broker %s: agents register at port %d and connect back to %s:%d%s",
             self.broker_id,
@@ -201,13 +202,13 @@ class Broker:
         return self.forwarding(ForwardSpec(Target.parse(host, port), listen_host, listen_port))
 
     def forwarding(
-        self, spec: ForwardSpec
+        self, spec: ForwardSpec, *, wait: float = 0.0
     ) -> contextlib.AbstractAsyncContextManager[tuple[str, int] | Path]:
         """The same for a parsed forward, which may also be a unix socket's path."""
 
         async def dial(target: Target, caller: Caller) -> Stream:
             return await self._dialer.dial(
-                target.name, target.port, caller=caller, wait=0.0, timeout=None
+                target.name, target.port, caller=caller, wait=wait, timeout=None
             )
 
         return forwarding(spec, dial)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Sequence
 from typing import Any, Protocol
 from urllib.parse import unquote
@@ -24,12 +25,14 @@ from whip_core.control_wire import (
 )
 from whip_core.errors import RegistrationError, RemoteProtocolError, SettingsError
 from whip_core.outbox import Outbox
+from whip_core.sockets import bind
 from whip_core.tasks import TaskSet
 
 logger = logging.getLogger(__name__)
 
 REGISTER_TIMEOUT = 10.0
 """Seconds an agent has, once its control stream is open, to say who it is."""
+REMEDY = "choose another with --whip-grpc-listen-port"
 STOP_GRACE = 1.0
 """Seconds that ended streams have to tell their agents why, when the server stops."""
 
@@ -130,26 +133,30 @@ class ControlServer:
         await self._tasks.cancel_all()
 
     def _bind(self, server: grpc.aio.Server) -> None:
-        bound, failure = 0, None
-        for host in self._hosts:
-            if bound and host == "0.0.0.0" and "::" in self._hosts:  # noqa: S104
-                continue  # gRPC's [::] is both families'
-            address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
-            try:
+        # gRPC does not say why it cannot listen somewhere. So sockets of ours find that out
+        # first, and hold the port until gRPC has it too.
+        held = bind(self._hosts, self.port, REMEDY)
+        try:
+            self.port = held[0].getsockname()[1]
+            hosts = [
+                socket.getnameinfo(sock.getsockname(), socket.NI_NUMERICHOST)[0] for sock in held
+            ]
+            for host in hosts:
+                if host == "0.0.0.0" and "::" in hosts:  # noqa: S104
+                    continue  # gRPC's [::] is both families'
+                address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
                 if self._credentials is None:
-                    got = server.add_insecure_port(address)
+                    server.add_insecure_port(address)
                 else:
-                    got = server.add_secure_port(address, self._credentials)
-            except RuntimeError as error:
-                got, failure = 0, error
-            if got:
-                bound += 1
-                self.port = got
-        if not bound:
+                    server.add_secure_port(address, self._credentials)
+        except RuntimeError as error:
             raise SettingsError(
-                f"cannot listen for agents on port {self.port} of {', '.join(self._hosts)}: it is "
-                "in use or not allowed; choose another with --whip-grpc-listen-port"
-            ) from failure
+                f"cannot listen for agents on port {self.port} of {', '.join(self._hosts)}; "
+                f"{REMEDY}"
+            ) from error
+        finally:
+            for sock in held:
+                sock.close()
 
     async def _serve(self, _: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         stream = ControlStream(context, self._tasks)

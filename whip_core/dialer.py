@@ -69,7 +69,8 @@ class Dialer:
         self._plugins = plugins
         self._timeout = timeout
         self._changed = asyncio.Event()
-        self.closed = False
+        self.closed = True
+        """Whether the broker is not open (yet, or any more)."""
 
     def agents_changed(self) -> None:
         """Wake the dials that wait for an agent to appear."""
@@ -118,19 +119,29 @@ class Dialer:
         candidates = await self._resolve(asked, wait)
         dial.resolve_seconds = time.monotonic() - dial.started
         deadline = time.monotonic() + timeout
+        tried: set[Session] = set()
         while True:
             candidate = self._pick(asked, candidates, dial.caller)
             dial.candidate = candidate
-            await self._authorize(asked, candidate, dial.caller)
-            candidates = [other for other in candidates if other is not candidate]
+            tried.add(candidate.session)
+            await self._authorize(asked, candidate, dial.caller, deadline - time.monotonic())
             # An agent that does not answer must leave time to try the others.
-            patience = (deadline - time.monotonic()) / (len(candidates) + 1)
+            patience = (deadline - time.monotonic()) / len(candidates)
             try:
                 return await self._open(dial, candidate, patience)
             except DialError as error:
+                candidates = self._untried(asked, tried)
                 if not candidates or time.monotonic() >= deadline:
                     raise
                 logger.warning("%s: %s; trying another agent", dial, error)
+
+    def _untried(self, target: Target, tried: set[Session]) -> list[Candidate[Session]]:
+        """Who else may serve `target` by now; an agent that came back is another session."""
+        try:
+            candidates = self._registry.resolve(target)
+        except (UnknownName, PortNotExposed):
+            return []
+        return [candidate for candidate in candidates if candidate.session not in tried]
 
     async def _resolve(self, target: Target, wait: float) -> list[Candidate[Session]]:
         deadline = asyncio.get_running_loop().time() + wait
@@ -162,9 +173,13 @@ class Dialer:
         raise UnknownName(f"{target}: the picker chose {picked!r}, which was not a candidate")
 
     async def _authorize(
-        self, target: Target, candidate: Candidate[Session], caller: Caller
+        self, target: Target, candidate: Candidate[Session], caller: Caller, timeout: float
     ) -> None:
-        reason = await self._plugins.veto_of_dial(target, candidate.session.view(), caller)
+        try:
+            async with asyncio.timeout(timeout):
+                reason = await self._plugins.veto_of_dial(target, candidate.session.view(), caller)
+        except TimeoutError as error:
+            raise DialTimeout(f"{target}: the plugins did not decide in time") from error
         if reason is not None:
             raise NotAuthorized(f"{target}: not allowed: {reason}")
 
@@ -188,9 +203,13 @@ class Dialer:
         dial.open_seconds = time.monotonic() - started
         session.streams += 1
         self._plugins.stream_opened(dial.finished(None))
+        if stream.cause is not None:
+            self._closed(dial, candidate, stream)
         return stream
 
     def _closed(self, dial: Dial, candidate: Candidate[Session], stream: Stream) -> None:
+        if dial.open_seconds is None:
+            return  # it ended before anybody had it: if the dial is not cancelled, `_open` goes on
         session = candidate.session
         session.streams -= 1
         assert stream.cause is not None

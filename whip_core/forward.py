@@ -82,7 +82,7 @@ async def forwarding(spec: ForwardSpec, dial: Dial) -> AsyncIterator[tuple[str, 
     else:
         if not is_loopback(spec.host):
             logger.warning("%s: whoever reaches this machine reaches the service", spec)
-        sock = bind([spec.host], spec.port, "another LISTEN")[0]
+        sock = bind([spec.host], spec.port, "choose another LISTEN")[0]
         server = await loop.create_server(listener.accept, sock=sock)
         address = sock.getsockname()[:2]
     logger.info("forwarding %s", spec)

@@ -46,7 +46,7 @@ class Outbox:
         try:
             while self._unsent:
                 await self._write(self._unsent.popleft())
-        except (grpc.aio.UsageError, grpc.RpcError, asyncio.InvalidStateError) as error:
+        except (grpc.aio.BaseError, grpc.RpcError, asyncio.InvalidStateError) as error:
             # The reader of the same stream learns of its end, and says so.
             logger.debug("cannot send on a control stream: %s", error)
         finally:

@@ -12,7 +12,7 @@ import pluggy
 from whip_core import hookspecs
 from whip_core.agents import AgentView, DialFinished, Peer, Registration, StreamClosed
 from whip_core.caller import Caller
-from whip_core.errors import SettingsError
+from whip_core.errors import DialError, SettingsError
 from whip_core.names import Target
 
 logger = logging.getLogger(__name__)
@@ -51,27 +51,29 @@ class Plugins:
                     )
 
     def resolve(self, target: Target, caller: Caller) -> Target:
-        answer: Target | None = self._manager.hook.whip_resolve(target=target, caller=caller)
+        """Another target, or the same one. Raises `DialError` if a plugin fails."""
+        answer: Target | None = self._ask("whip_resolve", target=target, caller=caller)
         return answer if answer is not None else target
 
     def pick(
         self, target: Target, candidates: Sequence[AgentView], caller: Caller
     ) -> AgentView | None:
-        picked: AgentView | None = self._manager.hook.whip_pick(
-            target=target, candidates=candidates, caller=caller
+        """One of the candidates. Raises `DialError` if a plugin fails."""
+        picked: AgentView | None = self._ask(
+            "whip_pick", target=target, candidates=candidates, caller=caller
         )
         return picked
 
     async def veto_of_agent(self, registration: Registration, peer: Peer) -> str | None:
         """The first reason against the registration, or None. All are asked."""
-        return await _first_reason(
-            self._manager.hook.whip_authorize_agent(registration=registration, peer=peer)
+        return await self._first_reason(
+            "whip_authorize_agent", registration=registration, peer=peer
         )
 
     async def veto_of_dial(self, target: Target, agent: AgentView, caller: Caller) -> str | None:
         """The first reason against the dial, or None. All are asked."""
-        return await _first_reason(
-            self._manager.hook.whip_authorize_dial(target=target, agent=agent, caller=caller)
+        return await self._first_reason(
+            "whip_authorize_dial", target=target, agent=agent, caller=caller
         )
 
     def agent_joined(self, agent: AgentView) -> None:
@@ -92,6 +94,32 @@ class Plugins:
     def stream_closed(self, stream: StreamClosed) -> None:
         self._notify("whip_stream_closed", stream=stream)
 
+    def _ask(self, hook: str, **arguments: Any) -> Any:
+        """The first result. Without the answer of a plugin that raises there is no dial."""
+        try:
+            return getattr(self._manager.hook, hook)(**arguments)
+        except Exception as error:
+            logger.exception("a plugin's %s failed", hook)
+            raise DialError(
+                f"{arguments['target']}: a plugin's {hook} failed: {error!r}"
+            ) from error
+
+    async def _first_reason(self, hook: str, **arguments: Any) -> str | None:
+        """All are asked, each for itself; one that raises has allowed nothing."""
+        reason: str | None = None
+        for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
+            values = [arguments[name] for name in implementation.argnames]
+            try:
+                verdict = implementation.function(*values)
+                if inspect.isawaitable(verdict):
+                    verdict = await verdict
+            except Exception:
+                name = _name_of(implementation.plugin)
+                logger.exception("plugin %s: %s failed", name, hook)
+                verdict = f"plugin {name} failed"
+            reason = reason or verdict
+        return reason
+
     def _notify(self, hook: str, **arguments: Any) -> None:
         """Tell every plugin, each for itself: one that raises is logged and passed over."""
         for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
@@ -99,16 +127,8 @@ class Plugins:
             try:
                 implementation.function(*values)
             except Exception:
-                logger.exception("plugin %s: %s failed", implementation.plugin_name, hook)
+                logger.exception("plugin %s: %s failed", _name_of(implementation.plugin), hook)
 
 
 def _name_of(plugin: object) -> str:
     return getattr(plugin, "__name__", None) or type(plugin).__name__
-
-
-async def _first_reason(answers: Iterable[Any]) -> str | None:
-    reason = None
-    for answer in answers:
-        verdict = await answer if inspect.isawaitable(answer) else answer
-        reason = reason or verdict
-    return reason

@@ -65,7 +65,7 @@ class ReverseListener:
         self.port = port
 
     async def __aenter__(self) -> ReverseListener:
-        sockets = bind(self._hosts, self.port, "--whip-tcp-listen-port")
+        sockets = bind(self._hosts, self.port, "choose another with --whip-tcp-listen-port")
         self.port = sockets[0].getsockname()[1]
         loop = asyncio.get_running_loop()
         for sock in sockets:

@@ -108,6 +108,7 @@ class Session:
         self._reverse_address = reverse_address
         self._awaited = awaited
         self._parked: deque[FramedConnection] = deque()
+        self._opening: set[FramedConnection] = set()
         self._demand = Demand()
         self._window: asyncio.TimerHandle | None = None
         self._probe: asyncio.Future[None] | None = None
@@ -189,15 +190,15 @@ class Session:
 
     async def answers(self, timeout: float) -> bool:
         """Whether the agent says anything within `timeout` seconds of being pinged."""
-        self._probe = asyncio.get_running_loop().create_future()
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.get_running_loop().create_future()
+        probe = self._probe  # of everybody who asks at the same time
         self.ping()
         try:
             async with asyncio.timeout(timeout):
-                await self._probe
+                await asyncio.shield(probe)
         except TimeoutError:
             return False
-        finally:
-            self._probe = None
         return self.control.state is not State.ENDED
 
     def end(self, why: RegistrationError | None) -> None:
@@ -207,6 +208,8 @@ class Session:
             self._probe.set_result(None)
         self._awaited.fail_all(self, f"agent {self.name} vanished: {why or 'its session ended'}")
         self._close_parked()
+        for connection in tuple(self._opening):
+            connection.close()
         if self._window is not None:
             self._window.cancel()
         self._sender.end(why)
@@ -254,7 +257,9 @@ class Session:
         if isinstance(preamble, OldPreamble):
             if self.speaks_frames:
                 raise RemoteProtocolError(f"{self.name} does not speak the old protocol")
-        elif not hmac.compare_digest(preamble.secret.encode(), self.secret.encode()):
+        elif not hmac.compare_digest(
+            preamble.secret.encode(errors="replace"), self.secret.encode()
+        ):
             raise RemoteProtocolError(f"a reverse connection for {self.name} with a wrong secret")
 
     def _framed(self) -> FramedConnection:
@@ -292,7 +297,7 @@ class Session:
                 continue
             self._demand.used(len(self._parked))
             try:
-                stream = await _open_on(connection, port, dial_id, extra, on_finished)
+                stream = await self._open_on(connection, port, dial_id, extra, on_finished)
             except AgentGone:
                 continue  # it was dead and nobody had noticed: the next one, or a new one
             return stream, True
@@ -351,18 +356,22 @@ class Session:
             self._awaited.remove(connection_id)
         if isinstance(connection, RawConnection):
             return connection.stream
-        return await _open_on(connection, port, dial_id, extra, on_finished)
+        return await self._open_on(connection, port, dial_id, extra, on_finished)
 
-
-async def _open_on(
-    connection: FramedConnection,
-    port: int,
-    dial_id: bytes,
-    extra: Mapping[str, Any],
-    on_finished: OnFinished,
-) -> Stream:
-    extra = {**extra, "peername": peer_address(connection.transport)}
-    return await connection.open(port, dial_id, extra=extra, on_finished=on_finished)
+    async def _open_on(
+        self,
+        connection: FramedConnection,
+        port: int,
+        dial_id: bytes,
+        extra: Mapping[str, Any],
+        on_finished: OnFinished,
+    ) -> Stream:
+        extra = {**extra, "peername": peer_address(connection.transport)}
+        self._opening.add(connection)
+        try:
+            return await connection.open(port, dial_id, extra=extra, on_finished=on_finished)
+        finally:
+            self._opening.discard(connection)
 
 
 def _identity(names: tuple[str, ...] | None) -> frozenset[str] | None:

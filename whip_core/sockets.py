@@ -35,11 +35,11 @@ def duplex(transport: asyncio.BaseTransport) -> asyncio.Transport:
     return cast(asyncio.Transport, transport)
 
 
-def bind(hosts: Sequence[str], port: int, option: str) -> list[socket.socket]:
+def bind(hosts: Sequence[str], port: int, remedy: str) -> list[socket.socket]:
     """A TCP socket on each of `hosts`, all with the same port (0: one the system chooses).
 
     Hosts of a family that this machine lacks are passed over as long as one is left.
-    Raises `SettingsError` that names `option` as the way out.
+    Raises `SettingsError` that ends with `remedy`, which says what to do.
     """
     sockets: list[socket.socket] = []
     failure: OSError | None = None
@@ -60,8 +60,7 @@ def bind(hosts: Sequence[str], port: int, option: str) -> list[socket.socket]:
         sock.close()
     reason = failure.strerror if failure else "no address to listen on"
     raise SettingsError(
-        f"cannot listen on port {port} of {', '.join(hosts)}: {reason}; "
-        f"choose another with {option}"
+        f"cannot listen on port {port} of {', '.join(hosts)}: {reason}; {remedy}"
     ) from failure
 
 

@@ -68,6 +68,7 @@ class Stream(asyncio.Transport):
         self._held_back: deque[bytes | memoryview | None] = deque()
         self._attached = False
         self._paused = False
+        self._writing_paused = False  # what the protocol was told
         self._closing = False
         self._end_sent = False
         self._error: Exception | None = None
@@ -87,7 +88,7 @@ class Stream(asyncio.Transport):
         self.set_protocol(protocol)
         protocol.connection_made(self)
         if self._carrier.write_paused:
-            protocol.pause_writing()
+            self.writing_paused()
         self._attached = True
         self._go_on_reading()
 
@@ -219,11 +220,13 @@ class Stream(asyncio.Transport):
             self._deliver_lost()
 
     def writing_paused(self) -> None:
-        if self._protocol is not None and not self._lost:
+        if self._protocol is not None and not (self._writing_paused or self._lost):
+            self._writing_paused = True
             self._protocol.pause_writing()
 
     def writing_resumed(self) -> None:
-        if self._protocol is not None and not self._lost:
+        if self._protocol is not None and self._writing_paused and not self._lost:
+            self._writing_paused = False
             self._protocol.resume_writing()
 
     # Delivery

@@ -113,7 +113,7 @@ class ScriptedAgent:
         for writer in self._writers:
             writer.close()
         for reverse in self._framed:
-            reverse.connection.close()
+            reverse.drop()
         await self._tasks.cancel_all()
 
     async def vanish(self) -> None:
@@ -132,8 +132,11 @@ class ScriptedAgent:
             await self.send(self._registration)
             while isinstance(data := await self._call.read(), bytes):
                 await self._take(data)
-        except (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
+        except (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
             pass  # the call's status says more
+        except asyncio.CancelledError:
+            if not self._call.cancelled():
+                raise
         code, details = await self._call.code(), await self._call.details()
         self._end = ControlStreamEnded(code.name, details or "")
         self._tell()
@@ -237,6 +240,7 @@ class FramedReverse:
         self._tasks = tasks
         self._requests: asyncio.Queue[OpenRequested] = asyncio.Queue()
         self._lost = asyncio.Event()
+        self._writers: list[asyncio.StreamWriter] = []
         self.connection = FramedConnection(
             Role.ACCEPTOR, on_open=self._on_open, on_lost=lambda _: self._lost.set()
         )
@@ -254,11 +258,19 @@ class FramedReverse:
         protocol = asyncio.StreamReaderProtocol(reader)
         stream = self.connection.accept(extra={})
         stream.attach(protocol)
-        return reader, asyncio.StreamWriter(stream, protocol, reader, asyncio.get_running_loop())
+        writer = asyncio.StreamWriter(stream, protocol, reader, asyncio.get_running_loop())
+        self._writers.append(writer)
+        return reader, writer
 
     def refuse(self, why: str, code: FailureCode = FailureCode.SERVICE_REFUSED) -> None:
         """Refuse it; the connection is parked again."""
         self.connection.refuse(code, why)
+
+    def drop(self) -> None:
+        """Close the connection; a stream that is still open on it is broken off."""
+        for writer in self._writers:
+            writer.transport.abort()
+        self.connection.close()
 
     async def lost(self) -> None:
         """Wait until the connection is gone."""

@@ -1,0 +1,235 @@
+"""mitmproxy with the addon in this process, a stand-in for the broker, and curl."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import functools
+import shutil
+import ssl
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mitmproxy.options import Options
+from mitmproxy.tools.dump import DumpMaster
+from prometheus_client import CollectorRegistry
+
+from programs import path_of
+from whip_addon.lifecycle import WhipAddon
+from whip_core.caller import NOBODY, Caller
+from whip_core.errors import DialError, UnknownName
+from whip_core.settings import BrokerSettings
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Counts:
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.finished: list[tuple[int, str, str]] = []
+
+    def request_finished(self, status: int, protocol: str, error: str) -> None:
+        self.finished.append((status, protocol, error))
+
+
+@dataclass
+class FakeBroker:
+    """Has names for services on this machine. A `DialError` instead of a port is raised.
+
+    What has been dialled, for whom, and the streams that came of it, are there to look at.
+    """
+
+    services: dict[str, int | DialError] = field(default_factory=dict)
+    known: frozenset[str] = frozenset()
+    """Names that are whip's although nothing serves them."""
+    control_port: int = 50051
+    reverse_port: int = 8000
+    metrics: Counts = field(default_factory=Counts)
+    dials: list[tuple[str, int, Caller]] = field(default_factory=list)
+    streams: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
+    settings: BrokerSettings | None = None
+    plugins: tuple[str, ...] = ()
+    waits: list[float] = field(default_factory=list)
+    on_enter: Callable[[], None] = lambda: None
+    is_open: bool = False
+
+    def factory(self, settings: BrokerSettings, plugins: Sequence[str]) -> FakeBroker:
+        self.settings, self.plugins = settings, tuple(plugins)
+        return self
+
+    async def __aenter__(self) -> FakeBroker:
+        self.on_enter()
+        self.is_open = True
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.is_open = False
+
+    def routes(self, host: str) -> bool:
+        name = host.lower().removesuffix(".")
+        return name in self.services or name in self.known
+
+    async def open_connection(
+        self,
+        host: str,
+        port: int,
+        *,
+        caller: Caller = NOBODY,
+        wait: float = 0.0,
+        timeout: float | None = None,
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        self.dials.append((host, port, caller))
+        self.waits.append(wait)
+        service = self.services.get(host.lower().removesuffix("."))
+        if service is None:
+            raise UnknownName(f"nobody is registered as {host}")
+        if isinstance(service, DialError):
+            raise service
+        stream = await asyncio.open_connection("127.0.0.1", service)
+        self.streams.append(stream)
+        return stream
+
+    def break_stream(self, error: Exception, index: int = -1) -> None:
+        """Let the proxy's end of a stream break, as a reset or a cut does."""
+        reader, _ = self.streams[index]
+        reader.set_exception(error)
+
+
+@functools.cache
+def confdir() -> Path:
+    """mitmproxy's own files (its CA takes a while to make), one folder for this process."""
+    path = Path(tempfile.mkdtemp(prefix="whip-mitm-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
+
+
+class _Started:
+    def __init__(self) -> None:
+        self.event = asyncio.Event()
+
+    def running(self) -> None:
+        self.event.set()
+
+
+@dataclass
+class Proxy:
+    """A mitmproxy that runs. `hooks` can be given hook functions, as in a user's script."""
+
+    master: DumpMaster
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+@asynccontextmanager
+async def proxy(
+    broker: FakeBroker | None = None,
+    *scripts: object,
+    addon: WhipAddon | None = None,
+    mode: Sequence[str] = ("regular",),
+    **options: Any,
+) -> AsyncIterator[Proxy]:
+    """mitmdump with the addon and `scripts`, all of them where mitmproxy has its scripts.
+
+    With neither `broker` nor `addon` it is without whip, which a script may bring.
+    """
+    master = DumpMaster(
+        Options(confdir=str(confdir()), listen_host="127.0.0.1", listen_port=0, mode=list(mode)),
+        with_termlog=False,
+        with_dumper=False,
+    )
+    if broker is not None:
+        addon = WhipAddon(broker.factory)
+    started = _Started()
+    place = master.addons.chain.index(master.addons.get("scriptloader")) + 1
+    for script in (started, *reversed(scripts), *([addon] if addon is not None else [])):
+        master.addons.chain.insert(place, master.addons.register(script))
+    defaults = {
+        "whip_external_tcp_address": "localhost",
+        "whip_tls": False,
+        "whip_metrics_listen": "",
+    }
+    master.options.update_defer(**defaults | options)
+    running = asyncio.get_running_loop().create_task(master.run())
+    try:
+        up = asyncio.get_running_loop().create_task(started.event.wait())
+        await asyncio.wait([up, running], return_when=asyncio.FIRST_COMPLETED)
+        assert up.done(), "mitmproxy did not start"
+        [(_, port, *_)] = master.addons.get("proxyserver").listen_addrs()
+        yield Proxy(master, port)
+    finally:
+        master.shutdown()
+        await running
+        # mitmproxy leaves that to the end of its process.
+        servers = master.addons.get("proxyserver").servers
+        await asyncio.gather(*(server.stop() for server in servers))
+
+
+@asynccontextmanager
+async def service(handler: Handler, *, ssl: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+    """A TCP server on loopback; gives its port. The streams are closed behind the handler."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await handler(reader, writer)
+        except OSError:
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=ssl)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+async def read_head(reader: asyncio.StreamReader) -> bytes:
+    """The head of an HTTP/1 message."""
+    return await reader.readuntil(b"\r\n\r\n")
+
+
+def answering(body: bytes, *headers: str) -> Handler:
+    """A service that answers every request on a connection with `body`."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            try:
+                await read_head(reader)
+            except asyncio.IncompleteReadError:
+                return
+            head = "\r\n".join(("HTTP/1.1 200 OK", f"content-length: {len(body)}", *headers))
+            writer.write(head.encode() + b"\r\n\r\n" + body)
+            await writer.drain()
+
+    return handle
+
+
+@dataclass(frozen=True)
+class Finished:
+    status: int
+    output: str
+    errors: str
+
+
+async def curl(*arguments: str, feed: bytes | None = None) -> Finished:
+    process = await asyncio.create_subprocess_exec(
+        path_of("curl"),
+        "--silent",
+        "--show-error",
+        "--max-time",
+        "30",
+        *arguments,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors = await process.communicate(feed or b"")
+    assert process.returncode is not None
+    return Finished(process.returncode, output.decode(), errors.decode())

@@ -1,0 +1,15 @@
+"""whip inside mitmproxy: an addon that takes over how mitmproxy opens connections.
+
+seam      the one call in mitmproxy that opens TCP connections, replaced by a dial
+dial      a connection opened through an agent, by name (`whip_core.Broker`)
+route     what becomes of a host: through whip, straight out, or refused
+fallback  letting hosts that are not whip's out directly; never for a dial that failed
+caller    the proxy's client, on whose behalf a dial is made
+answer    what that client is told when a dial fails: a status, and why
+door      the way into the proxy itself: its password and its TLS
+fault     why the addon cannot work; while there is one, nothing is let through
+
+`addon.py` is the script that mitmproxy loads (`whip addon-path` prints where it is).
+"""
+
+__all__: list[str] = []

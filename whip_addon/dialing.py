@@ -1,0 +1,119 @@
+"""The dial at the seam: routes a connection, and opens it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import weakref
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mitmproxy.connection import Server
+
+from whip_addon.answers import Answer, DialFailed
+from whip_addon.broken import BrokenStreams
+from whip_addon.callers import Callers
+from whip_addon.routing import ALLOW_HINT, Route, route
+from whip_core.caller import Caller
+from whip_core.errors import DialError, UnknownName
+
+logger = logging.getLogger(__name__)
+
+
+class Dials(Protocol):
+    """What the dial needs of a `whip_core.Broker`."""
+
+    def routes(self, host: str) -> bool: ...
+
+    async def open_connection(
+        self, host: str, port: int, *, caller: Caller, wait: float = 0.0
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]: ...
+
+
+class NotWhips(DialError):
+    """Not reached through whip, and fallback does not let it out."""
+
+    reason = "not-whips"
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The settings that a dial follows; they may change between two dials."""
+
+    fallback: bool = False
+    wait: float = 0.0
+    upstreams: Collection[tuple[str, int]] = ()
+
+
+class Dialer:
+    """`dial` is what the seam calls. `broker` waits until there is one, or raises DialError."""
+
+    def __init__(
+        self,
+        broker: Callable[[], Awaitable[Dials]],
+        rules: Callable[[], Rules],
+        callers: Callers,
+        broken: BrokenStreams,
+    ) -> None:
+        self._broker = broker
+        self._rules = rules
+        self._callers = callers
+        self._broken = broken
+        self._dialled: weakref.WeakSet[Server] = weakref.WeakSet()
+
+    async def dial(
+        self, host: str, port: int, local_addr: tuple[str, int] | None
+    ) -> tuple[Any, Any]:
+        """As `asyncio.open_connection`; every failure is an `OSError`."""
+        try:
+            return await self._open(host, port, local_addr)
+        except OSError:
+            raise
+        except Exception as error:
+            # mitmproxy takes nothing but an OSError here: its client would wait for ever.
+            logger.exception("dial of %s:%d failed unexpectedly", host, port)
+            raise DialFailed(Answer.to(DialError(f"cannot dial {host}:{port}: {error}"))) from error
+
+    def has_dialled(self, server: Server) -> bool:
+        """Whether the connection to `server` was opened here."""
+        return server in self._dialled
+
+    async def _open(
+        self, host: str, port: int, local_addr: tuple[str, int] | None
+    ) -> tuple[Any, Any]:
+        rules = self._rules()
+        hint = ""
+        try:
+            broker = await self._broker()
+            way = route(
+                host,
+                port,
+                ours=broker.routes,
+                fallback=rules.fallback,
+                upstreams=rules.upstreams,
+            )
+            if way is Route.REFUSE:
+                raise NotWhips(f"{host}:{port}: whip reaches names, not addresses; {ALLOW_HINT}")
+            if way is Route.DIRECT:
+                opened: tuple[Any, Any] = await asyncio.open_connection(
+                    host, port, local_addr=local_addr
+                )
+                self._mark()
+                return opened
+            hint = ALLOW_HINT if way is Route.ASK else ""
+            opened = await broker.open_connection(
+                host, port, caller=self._callers.current(), wait=rules.wait
+            )
+        except UnknownName as error:
+            raise DialFailed(Answer.to(error, hint)) from error
+        except DialError as error:
+            raise DialFailed(Answer.to(error)) from error
+        self._mark()
+        client, server = self._callers.connecting()
+        return self._broken.watch(*opened, client=client, server=server)
+
+    def _mark(self) -> None:
+        _, server = self._callers.connecting()
+        if server is not None:
+            self._dialled.add(server)

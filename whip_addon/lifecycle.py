@@ -1,0 +1,267 @@
+"""The addon's life inside mitmproxy: its options, its start, its end, and its faults.
+
+Whatever keeps it from working (a bad option, a port in use, a mitmproxy without the seam)
+is a fault: one line in mitmproxy's log, which ends mitmproxy while it starts. And while
+there is a fault, nothing gets through, as a connection that whip does not route could take
+a private name out to the public.
+"""
+
+# mypy: allow-untyped-calls
+# (mitmproxy is typed in part.)
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from typing import Any, ClassVar, Protocol
+
+from mitmproxy import ctx
+from mitmproxy.addonmanager import Loader
+from mitmproxy.exceptions import OptionsError
+from mitmproxy.proxy.mode_specs import ProxyMode, UpstreamMode
+
+from whip_addon import options, seam
+from whip_addon.answers import Answers
+from whip_addon.broken import BrokenStreams
+from whip_addon.callers import Callers
+from whip_addon.counting import Counting, Counts
+from whip_addon.dialing import Dialer, Dials, Rules
+from whip_addon.door import Door
+from whip_addon.forwarded import Forwarded
+from whip_addon.guard import Guard
+from whip_addon.routing import Route, route
+from whip_addon.settings import BY_NAME, WHILE_RUNNING, AddonSettings
+from whip_addon.streaming import Streaming
+from whip_core import Broker, metrics
+from whip_core.errors import BrokerClosed, SettingsError, WhipError
+from whip_core.plugin_files import load_plugins
+from whip_core.settings import BrokerSettings, is_loopback
+from whip_core.tasks import TaskSet
+
+logger = logging.getLogger(__name__)
+
+SHUTTING_DOWN = "whip is shutting down"
+
+
+class RunningBroker(Dials, Protocol):
+    """What the addon needs of a broker that runs: `whip_core.Broker`, or a test's own."""
+
+    @property
+    def control_port(self) -> int: ...
+    @property
+    def reverse_port(self) -> int: ...
+    @property
+    def metrics(self) -> Any: ...
+
+
+BrokerFactory = Callable[
+    [BrokerSettings, Sequence[str]], AbstractAsyncContextManager[RunningBroker]
+]
+"""Makes the broker from its settings and the plugins' names; entering it starts it."""
+
+
+def broker_of(
+    settings: BrokerSettings, plugins: Sequence[str]
+) -> AbstractAsyncContextManager[RunningBroker]:
+    """The real one. Raises `SettingsError`."""
+    return Broker(settings, plugins=load_plugins(plugins))
+
+
+class _Set:
+    """Can be awaited until `event` is set, and can be left alone, unlike a coroutine."""
+
+    def __init__(self, event: asyncio.Event) -> None:
+        self._event = event
+
+    def __await__(self) -> Generator[Any, None, None]:
+        yield from self._event.wait().__await__()
+
+
+class WhipAddon:
+    """Lets mitmproxy reach whip's names. One in a process: a second one does nothing."""
+
+    _ending: ClassVar[asyncio.Task[Any] | None] = None
+    """The life of an addon that was unloaded; its ports are free when that has ended."""
+
+    def __init__(self, broker_factory: BrokerFactory = broker_of) -> None:
+        self._broker_factory = broker_factory
+        self._settings: AddonSettings | None = None
+        self._broker: RunningBroker | None = None
+        self._fault: str | None = None
+        # mitmproxy takes no two addons of one name, and says so with a traceback.
+        self._is_second = seam.is_taken()
+        self.name = "whip (second)" if self._is_second else "whip"
+        self._is_running = False
+        self._tasks = TaskSet()
+        self._life: asyncio.Task[Any] | None = None
+        self._started = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._answers = Answers()
+        callers = Callers(self._request_id_header)
+        broken = BrokenStreams()
+        self._dialer = Dialer(self._ready, self._rules, callers, broken)
+        self._door = Door(callers.prove_names)
+        self.addons: list[object] = [
+            Guard(lambda: self._fault, self._way, self._dialer.has_dialled),
+            self._door,
+            callers,
+            self._answers,
+            Streaming(),
+            Forwarded(),
+            broken,
+            Counting(self._counts),
+        ]
+        if self._is_second:
+            self.addons.clear()
+
+    # Start and end
+
+    def load(self, loader: Loader) -> None:
+        if self._is_second:
+            logger.error("whip: the addon is loaded twice: load it once")
+            return
+        try:
+            options.declare(loader)
+            seam.install(self._dialer.dial)
+            self._answers.install()
+            options.take_deferred(loader.master.options)
+        except WhipError as error:
+            self._fail(str(error))
+
+    def configure(self, updated: set[str]) -> None:
+        changed = updated & BY_NAME.keys()
+        if not changed or self._is_second:
+            return
+        try:
+            settings = options.settings_from(ctx.options)
+            self._check_changes(settings)
+            self._door.install(settings.door)
+        except SettingsError as error:
+            if self._is_running:
+                raise OptionsError(str(error)) from error
+            return  # The options may come one by one: `running` says what is wrong in the end.
+        self._settings = settings
+
+    # Not a coroutine function, as mitmproxy calls it from where it cannot wait when it
+    # loads a script that has changed.
+    def running(self) -> Awaitable[None] | None:
+        self._is_running = True
+        if self._is_second or self._fault:
+            return None
+        try:
+            options.check_unknown(ctx.options)
+            self._settings = options.settings_from(ctx.options)
+            self._door.install(self._settings.door)
+        except SettingsError as error:
+            self._fail(str(error))
+            return None
+        _warn_if_open()
+        self._life = self._tasks.spawn(self._live(self._settings, WhipAddon._ending), "whip")
+        return _Set(self._started)
+
+    def done(self) -> Awaitable[None] | None:
+        if self._is_second:
+            return None
+        self._fault = self._fault or SHUTTING_DOWN
+        seam.retire(self._dialer.dial)
+        self._stop.set()
+        if self._life is None:
+            self._leave()
+            return None
+        WhipAddon._ending = self._life
+        return self._life
+
+    async def _live(self, settings: AddonSettings, predecessor: asyncio.Task[Any] | None) -> None:
+        """The broker's whole life, in one task."""
+        try:
+            if predecessor is not None and not predecessor.done():
+                await asyncio.wait([predecessor])
+            async with self._broker_factory(settings.broker, settings.plugins) as broker:
+                with _metrics_of(broker, settings):
+                    self._broker = broker
+                    self._started.set()
+                    await self._stop.wait()
+                    self._broker = None
+        except (WhipError, OSError) as error:
+            self._fail(str(error))
+        except Exception as error:
+            logger.exception("whip: the broker failed")
+            self._fault = f"the broker failed: {error}"
+        finally:
+            self._broker = None
+            self._started.set()
+            if self._stop.is_set():
+                self._leave()
+
+    def _leave(self) -> None:
+        self._answers.uninstall()
+        seam.uninstall(self._dialer.dial)
+
+    def _fail(self, fault: str) -> None:
+        self._fault = fault
+        logger.error("whip: %s", fault)
+
+    def _check_changes(self, new: AddonSettings) -> None:
+        """Raises `SettingsError` if a running broker would have to be another one."""
+        old = self._settings
+        if self._is_running and old is not None and old.needs_restart_for(new):
+            raise SettingsError(
+                f"only {', '.join(sorted(WHILE_RUNNING))} can be changed "
+                "while the proxy runs: restart it"
+            )
+
+    # What the parts ask
+
+    async def _ready(self) -> Dials:
+        """The broker, once it runs. Raises `BrokerClosed`."""
+        if not self._fault:
+            await self._started.wait()
+        if self._broker is None:
+            raise BrokerClosed(self._fault or SHUTTING_DOWN)
+        return self._broker
+
+    def _rules(self) -> Rules:
+        modes = [ProxyMode.parse(mode) for mode in ctx.options.mode]
+        upstreams = {mode.address for mode in modes if isinstance(mode, UpstreamMode)}
+        if self._settings is None:
+            return Rules(upstreams=upstreams)
+        return Rules(self._settings.fallback, self._settings.wait, upstreams)
+
+    def _way(self, host: str, port: int) -> Route:
+        rules = self._rules()
+        return route(
+            host, port, ours=self._routes, fallback=rules.fallback, upstreams=rules.upstreams
+        )
+
+    def _routes(self, host: str) -> bool:
+        return self._broker is not None and self._broker.routes(host)
+
+    def _request_id_header(self) -> str | None:
+        return self._settings.request_id_header if self._settings is not None else None
+
+    def _counts(self) -> Counts | None:
+        return self._broker.metrics if self._broker is not None else None
+
+
+def _metrics_of(broker: RunningBroker, settings: AddonSettings) -> AbstractContextManager[Any]:
+    if not settings.metrics_listen:
+        return nullcontext()
+    return metrics.serve(
+        settings.metrics_listen, broker.metrics.registry, chosen=settings.metrics_chosen
+    )
+
+
+def _warn_if_open() -> None:
+    """mitmproxy listens on all interfaces by default, where whip's names are private."""
+    if ctx.options.proxyauth or not ctx.options.server:
+        return
+    for mode in (ProxyMode.parse(spec) for spec in ctx.options.mode):
+        host = mode.listen_host(ctx.options.listen_host)
+        if mode.listen_port() is not None and not is_loopback(host):
+            logger.warning(
+                "whip: the proxy listens on %s without a password, so that others can reach "
+                "your services: use --listen-host=127.0.0.1 or whip_proxy_auth_username",
+                host or "all interfaces",
+            )

@@ -1,0 +1,52 @@
+"""Where a connection that mitmproxy wants to open may go. Decides; opens nothing.
+
+1. An IP address is never whip's: agents register names.
+2. A name that is whip's (registered, or in one of whip's domains) goes through whip, and
+   never anywhere else, whatever becomes of the dial.
+3. The upstream proxy that mitmproxy is configured to use is reached directly: whoever
+   started it has named it.
+4. Everything else goes out directly if fallback allows it. Otherwise an address is
+   refused, and a name is left to the broker: it says what is wrong with it, or waits for
+   its agent, or has a plugin that knows it.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+from collections.abc import Callable, Collection
+
+ALLOW_HINT = "to let other hosts out directly use --fallback=true (whip_fallback)"
+
+
+class Route(enum.Enum):
+    WHIP = "through an agent"
+    DIRECT = "straight out"
+    ASK = "left to the broker, which does not know it so far"
+    REFUSE = "refused"
+
+
+def route(
+    host: str,
+    port: int,
+    *,
+    ours: Callable[[str], bool],
+    fallback: bool,
+    upstreams: Collection[tuple[str, int]] = (),
+) -> Route:
+    """`ours` is the broker's `routes`; `upstreams` the upstream proxies in use."""
+    address = is_address(host)
+    if not address and ours(host):
+        return Route.WHIP
+    if fallback or (host, port) in upstreams:
+        return Route.DIRECT
+    return Route.REFUSE if address else Route.ASK
+
+
+def is_address(host: str) -> bool:
+    """Whether `host` is a literal IP address, in brackets or not, with a zone or not."""
+    try:
+        ipaddress.ip_address(host.removeprefix("[").removesuffix("]").partition("%")[0])
+    except ValueError:
+        return False
+    return True

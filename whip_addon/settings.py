@@ -1,0 +1,145 @@
+"""The addon's settings: the broker's, and those of the proxy around it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from whip_core.broker_options import (
+    BROKER_OPTIONS,
+    METRICS_LISTEN,
+    OPTIONAL_TEXT,
+    Option,
+    by_name,
+    flags_of,
+    read_broker,
+    read_seconds,
+    setting,
+)
+from whip_core.errors import SettingsError
+from whip_core.settings import BrokerSettings
+
+OPTIONS: tuple[Option, ...] = (
+    *BROKER_OPTIONS,
+    setting("--fallback", bool, False, "Let hosts that are not whip's out directly."),
+    setting("--downstream-request-id-header", OPTIONAL_TEXT, None,
+            "The request header whose value is carried into the logs.", "NAME"),
+    setting("--proxy-auth-username", OPTIONAL_TEXT, None,
+            "Ask the proxy's clients for this user name and a password."),
+    setting("--proxy-auth-password-env", str, "WHIP_PROXY_PASSWORD",
+            "The environment variable that holds the password."),
+    setting("--proxy-auth-password-path", OPTIONAL_TEXT, None,
+            "The file that holds the password."),
+    setting("--proxy-tls", bool, False, "Let the proxy be reached over TLS, and in no other way."),
+    setting("--proxy-tls-key-path", OPTIONAL_TEXT, None, "The proxy's private key (PEM)."),
+    setting("--proxy-tls-cert-path", OPTIONAL_TEXT, None, "The proxy's certificate (PEM)."),
+)  # fmt: skip
+BY_NAME = {option.name: option for option in OPTIONS}
+by_flag = flags_of(OPTIONS)
+WHILE_RUNNING = frozenset({"whip_fallback", "whip_wait", "whip_downstream_request_id_header"})
+"""What may be changed while the proxy runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class DoorSettings:
+    """Who gets into the proxy. `login` is a user name and a password; `key` goes with `cert`."""
+
+    login: tuple[str, str] | None = field(default=None, repr=False)
+    key: Path | None = None
+    cert: Path | None = None
+    client_ca: Path | None = None
+    """Whose certificates are believed of clients, if mitmproxy is set to ask for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class AddonSettings:
+    """Everything the addon needs, checked."""
+
+    broker: BrokerSettings
+    door: DoorSettings
+    plugins: tuple[str, ...]
+    fallback: bool
+    wait: float
+    metrics_listen: str
+    metrics_chosen: bool
+    """Whether somebody named `metrics_listen`; a default that is taken is no error."""
+    request_id_header: str | None
+
+    def needs_restart_for(self, new: AddonSettings) -> bool:
+        """Whether `new` differs in more than what may be changed while the proxy runs."""
+        same = dataclasses.replace(
+            new, fallback=self.fallback, wait=self.wait, request_id_header=self.request_id_header
+        )
+        return same != self
+
+
+def read(values: Mapping[str, Any], spell: Callable[[str], str] = by_name) -> AddonSettings:
+    """Check the options' values. Raises `SettingsError`, naming options as `spell` does."""
+    metrics_listen = values["whip_metrics_listen"]
+    return AddonSettings(
+        broker=read_broker(values, spell),
+        door=_door(values, spell),
+        plugins=tuple(values["whip_plugins"]),
+        fallback=values["whip_fallback"],
+        wait=read_seconds(values, "whip_wait", spell),
+        metrics_listen=METRICS_LISTEN if metrics_listen is None else metrics_listen,
+        metrics_chosen=metrics_listen is not None,
+        request_id_header=values["whip_downstream_request_id_header"] or None,
+    )
+
+
+def _door(values: Mapping[str, Any], spell: Callable[[str], str]) -> DoorSettings:
+    username = values["whip_proxy_auth_username"]
+    path = values["whip_proxy_auth_password_path"]
+    key, cert = values["whip_proxy_tls_key_path"], values["whip_proxy_tls_cert_path"]
+    if path and not username:
+        raise SettingsError(
+            f"{spell('whip_proxy_auth_password_path')} needs {spell('whip_proxy_auth_username')}"
+        )
+    if bool(key and cert) != bool(key or cert) or values["whip_proxy_tls"] != bool(key and cert):
+        raise SettingsError(
+            f"{spell('whip_proxy_tls')}, {spell('whip_proxy_tls_key_path')} and "
+            f"{spell('whip_proxy_tls_cert_path')} belong together: give all of them or none"
+        )
+    login = None
+    if username:
+        variable = values["whip_proxy_auth_password_env"]
+        try:
+            login = (username, _password_from(path, variable))
+        except SettingsError as error:
+            raise SettingsError(
+                f"{spell('whip_proxy_auth_username')} needs a password: {error} "
+                f"({spell('whip_proxy_auth_password_env')} or "
+                f"{spell('whip_proxy_auth_password_path')} say where it is)"
+            ) from error
+        if ":" in username:
+            raise SettingsError(f"{spell('whip_proxy_auth_username')} cannot have a colon in it")
+    ca = values["whip_tls_ca_cert_path"] if values["whip_tls"] else None
+    return DoorSettings(
+        login=login,
+        key=Path(key).expanduser() if key else None,
+        cert=Path(cert).expanduser() if cert else None,
+        client_ca=Path(ca).expanduser() if ca else None,
+    )
+
+
+def _password_from(path: str | None, variable: str) -> str:
+    """The password in the file, else in the environment. Raises `SettingsError`."""
+    if path:
+        try:
+            password = Path(path).expanduser().read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"cannot read {path}: {error}") from error
+        where = path
+    else:
+        password = os.environ.get(variable, "")
+        where = f"the environment variable {variable}"
+    if not password:
+        raise SettingsError(f"{where} is empty" if path else f"{where} is not set")
+    if ":" in password:
+        raise SettingsError(f"the password in {where} has a colon, which mitmproxy cannot check")
+    return password

@@ -1,0 +1,195 @@
+"""The broker's settings as options: one table for the command line and for mitmproxy.
+
+An option of a command is one of mitmproxy's with `whip_` in front, where it is not there
+already: --tls is whip_tls, --whip-grpc-listen-port is whip_grpc_listen_port.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from whip_core.errors import SettingsError
+from whip_core.names import normalize
+from whip_core.options import option
+from whip_core.settings import DIAL_TIMEOUT, BrokerSettings, TLSFiles
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+PREFIX = "whip_"
+METRICS_LISTEN = "127.0.0.1:9464"
+
+OPTIONAL_TEXT: Any = str | None
+OPTIONAL_NUMBER: Any = int | None
+TEXTS: Any = Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One setting. `flag` is its name in `whip proxy`."""
+
+    name: str
+    flag: str
+    type: Any
+    default: Any
+    help: str
+    metavar: str | None = None
+
+
+def setting(
+    flag: str,
+    type_: Any,
+    default: Any,
+    help_: str,
+    metavar: str | None = None,
+    name: str | None = None,
+) -> Option:
+    name = PREFIX + (name or flag.removeprefix("--whip-").removeprefix("--").replace("-", "_"))
+    return Option(name, flag, type_, default, help_, metavar)
+
+
+BROKER_OPTIONS: tuple[Option, ...] = (
+    setting("--whip-external-tcp-address", OPTIONAL_TEXT, None,
+            "The name or address of this machine that agents connect back to."),
+    setting("--whip-external-tcp-port", OPTIONAL_NUMBER, None,
+            "The port that agents connect back to, if it is not the listen port."),
+    setting("--whip-listen-host", OPTIONAL_TEXT, None,
+            "Where agents are listened for; all interfaces unless given, loopback without TLS."),
+    setting("--whip-tcp-listen-port", int, 8000, "The port for reverse connections."),
+    setting("--whip-grpc-listen-port", int, 50051, "The port for control streams."),
+    setting("--tls", bool, True, "Mutual TLS on every connection with agents."),
+    setting("--tls-key-path", OPTIONAL_TEXT, None, "Our private key (PEM)."),
+    setting("--tls-cert-path", OPTIONAL_TEXT, None, "Our certificate (PEM)."),
+    setting("--tls-ca-cert-path", OPTIONAL_TEXT, None,
+            "The CA that the agents' certificates must be from (PEM)."),
+    setting("--allow-plaintext", bool, False, "Let --tls=false leave this machine."),
+    setting("--domain", TEXTS, [],
+            "A domain that always belongs to whip, whether it has an agent or not (repeatable).",
+            name="domains"),
+    setting("--dial-timeout", str, f"{DIAL_TIMEOUT:g}", "Seconds that a dial may take.", "SECONDS"),
+    setting("--wait", str, "0", "Seconds that a dial waits for its agent to appear.", "SECONDS"),
+    setting("--picker", str, "random", "How one of a domain's agents is picked."),
+    setting("--plugin", TEXTS, [], "A module, or a file, with plugin hooks (repeatable).",
+            name="plugins"),
+    setting("--metrics-listen", OPTIONAL_TEXT, None,
+            f"Where /metrics is served ({METRICS_LISTEN}); empty turns it off.", "HOST:PORT"),
+)  # fmt: skip
+OF_ALL_COMMANDS = frozenset(
+    f"{PREFIX}{name}"
+    for name in (
+        *("metrics_listen", "allow_plaintext"),
+        *("tls", "tls_key_path", "tls_cert_path", "tls_ca_cert_path"),
+    )
+)
+"""What `whip_core.options.common_options` declares for every long-running command."""
+
+
+def declare(options: Iterable[Option]) -> Callable[[Command], Command]:
+    """The options as a command's, but for those that every command has."""
+
+    def decorate(command: Command) -> Command:
+        for each in reversed(tuple(options)):
+            if each.name in OF_ALL_COMMANDS:
+                continue
+            attributes: dict[str, Any] = {"help": each.help}
+            if each.metavar:
+                attributes["metavar"] = each.metavar
+            if each.type is TEXTS:
+                attributes["multiple"] = True
+            else:
+                attributes["default"] = each.default
+                attributes["type"] = {bool: bool, int: int, OPTIONAL_NUMBER: int}.get(
+                    each.type, str
+                )
+            command = option(each.flag, each.name, **attributes)(command)
+        return command
+
+    return decorate
+
+
+def chosen(
+    options: Iterable[Option], values: Mapping[str, Any], *, metrics_given: bool
+) -> dict[str, Any]:
+    """A command's values under the options' names, as `read_broker` wants them."""
+    found = {
+        each.name: values[
+            each.name.removeprefix(PREFIX) if each.name in OF_ALL_COMMANDS else each.name
+        ]
+        for each in options
+    }
+    if not metrics_given:
+        found["whip_metrics_listen"] = None
+    return found
+
+
+def by_name(name: str) -> str:
+    """How mitmproxy spells an option."""
+    return name
+
+
+def flags_of(options: Iterable[Option]) -> Callable[[str], str]:
+    """How a command spells them."""
+    flags = {each.name: each.flag for each in options}
+    return flags.__getitem__
+
+
+def read_broker(values: Mapping[str, Any], spell: Callable[[str], str] = by_name) -> BrokerSettings:
+    """Check the options' values. Raises `SettingsError`, naming options as `spell` does."""
+    address = values["whip_external_tcp_address"]
+    if not address:
+        raise SettingsError(
+            f"give {spell('whip_external_tcp_address')}: the name or address of this machine "
+            "that agents connect back to (localhost if they are on it)"
+        )
+    return BrokerSettings(
+        external_host=address,
+        external_port=_port(values, "whip_external_tcp_port", spell),
+        listen_host=values["whip_listen_host"] or None,
+        tcp_listen_port=_port(values, "whip_tcp_listen_port", spell) or 0,
+        grpc_listen_port=_port(values, "whip_grpc_listen_port", spell) or 0,
+        tls=_tls_files(values, spell),
+        allow_plaintext=values["whip_allow_plaintext"],
+        domains=_domains(values, spell),
+        picker=values["whip_picker"],
+        dial_timeout=read_seconds(values, "whip_dial_timeout", spell, least=0.001),
+    )
+
+
+def _tls_files(values: Mapping[str, Any], spell: Callable[[str], str]) -> TLSFiles | None:
+    if not values["whip_tls"]:
+        return None
+    names = ("whip_tls_key_path", "whip_tls_cert_path", "whip_tls_ca_cert_path")
+    if missing := [spell(name) for name in names if not values[name]]:
+        raise SettingsError(
+            f"TLS is on, so give {', '.join(missing)} (`whip pki --help` makes certificates), "
+            f"or set {spell('whip_tls')}=false on loopback"
+        )
+    return TLSFiles.of(*(values[name] for name in names))
+
+
+def _domains(values: Mapping[str, Any], spell: Callable[[str], str]) -> tuple[str, ...]:
+    try:
+        return tuple(normalize(domain) for domain in values["whip_domains"])
+    except ValueError as error:
+        raise SettingsError(f"{spell('whip_domains')}: {error}") from error
+
+
+def _port(values: Mapping[str, Any], name: str, spell: Callable[[str], str]) -> int | None:
+    value: int | None = values[name]
+    least = 1 if name == "whip_external_tcp_port" else 0
+    if value is not None and not least <= value <= 65535:
+        raise SettingsError(f"{spell(name)}: {value} is not a port ({least} to 65535)")
+    return value
+
+
+def read_seconds(
+    values: Mapping[str, Any], name: str, spell: Callable[[str], str], least: float = 0.0
+) -> float:
+    try:
+        seconds = float(values[name])
+    except ValueError:
+        seconds = -1.0
+    if not least <= seconds < float("inf"):
+        raise SettingsError(f"{spell(name)}: {values[name]!r} is not a number of seconds")
+    return seconds

@@ -1,0 +1,63 @@
+"""`whip forward`: a broker with local ports, without mitmproxy."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from typing import Any
+
+import click
+
+from whip_core import metrics
+from whip_core.broker import Broker
+from whip_core.broker_options import (
+    BROKER_OPTIONS,
+    METRICS_LISTEN,
+    chosen,
+    declare,
+    flags_of,
+    read_broker,
+    read_seconds,
+)
+from whip_core.errors import SettingsError
+from whip_core.forward import ForwardSpec
+from whip_core.options import common_options, run, set_up_logging, was_given
+from whip_core.plugin_files import load_plugins
+
+
+@click.command()
+@click.argument("forwards", nargs=-1, required=True, metavar="LISTEN:NAME:PORT…")
+@common_options(metrics_listen=METRICS_LISTEN)
+@declare(BROKER_OPTIONS)
+def forward(forwards: tuple[str, ...], log_level: str, **values: Any) -> None:
+    """Local ports that lead to private services: 15432:db1.testdom:5432 and the like.
+
+    LISTEN is a port on loopback, host:port, or unix:/path.
+    """
+    set_up_logging(log_level)
+    spell = flags_of(BROKER_OPTIONS)
+    options = chosen(BROKER_OPTIONS, values, metrics_given=was_given("metrics_listen"))
+    try:
+        specs = [ForwardSpec.parse(text) for text in forwards]
+        plugins = load_plugins(options["whip_plugins"])
+        broker = Broker(read_broker(options, spell), plugins=plugins)
+        wait = read_seconds(options, "whip_wait", spell)
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from error
+    run(_serve(broker, specs, wait, values["metrics_listen"]), log_level)
+
+
+async def _serve(broker: Broker, specs: list[ForwardSpec], wait: float, listen: str) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(broker)
+        stack.enter_context(
+            metrics.serve(listen, broker.metrics.registry, chosen=was_given("metrics_listen"))
+        )
+        for spec in specs:
+            await stack.enter_async_context(broker.forwarding(spec, wait=wait))
+        await stop.wait()
