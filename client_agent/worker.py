@@ -23,6 +23,17 @@ logger = logging.getLogger(__name__)
 REFUSALS = frozenset({"ALREADY_EXISTS", "PERMISSION_DENIED", "INVALID_ARGUMENT"})
 """gRPC statuses by which a broker says that it will not have this registration."""
 
+CAUSES = {
+    "Hostname Verification": "its certificate does not prove the name {name}, but others",
+    "Peer name": "its certificate does not prove the name {name}, but others",
+    "CERTIFICATE_VERIFY_FAILED: unable to get": (
+        "its certificate is not from a CA in --tls-ca-cert-path"
+    ),
+    "WRONG_VERSION_NUMBER": "it does not speak TLS; was it started with --tls=false?",
+    "HTTP/2": "what listens there does not speak gRPC",
+}
+"""What parts of gRPC's texts (1.67 to 1.85) mean to whoever has to do something about it."""
+
 
 class Brokers(Protocol):
     """What a worker needs to know of its siblings' sessions."""
@@ -151,14 +162,25 @@ class Worker:
             await self._brokers.wait_until_free(broker_id)
 
     def _explain(self, closed: ControlClosed) -> str:
-        details = str(closed).rpartition("last error: ")[2]
         if closed.status in REFUSALS:
-            return f"the broker at {self.address} refused the registration: {details}"
+            return f"the broker at {self.address} refused the registration: {closed}"
         if closed.status == "UNIMPLEMENTED":
             return f"what listens at {self.address} is no whip broker"
         if closed.status == "OK":
             return f"the broker at {self.address} closed the control stream"
-        return f"no broker at {self.address} (trying on): {details}"
+        _, failed_to_connect, details = str(closed).rpartition("last error: ")
+        if not failed_to_connect:
+            return f"lost the broker at {self.address} (trying on): {details}"
+        return f"no broker at {self.address} (trying on): {self._cause(details)}"
+
+    def _cause(self, details: str) -> str:
+        """gRPC's words, or the plain ones for what they say."""
+        if "Socket closed" in details:
+            if self._settings.tls is None:
+                return "it hangs up at once; does it want TLS?"
+            return "it hangs up at once; is our certificate from a CA that it trusts?"
+        causes = (cause for fragment, cause in CAUSES.items() if fragment in details)
+        return next(causes, "").format(name=self._endpoint.tls_name) or details
 
     def _tell(self, trouble: str) -> None:
         """Log what went wrong once, not at each attempt."""

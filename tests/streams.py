@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from whip_core import tls_transport
+from whip_core import drain, tls_transport
 from whip_core.framed import FramedConnection
 from whip_core.frames import OpenRequested, Role
 from whip_core.raw import RawConnection
@@ -37,6 +37,8 @@ PATIENCE = 20.0
 """Seconds after which a test has failed that waits for something: far more than any needs."""
 KERNEL_BUFFER = 32 * 1024
 """Octets of a socket's buffers: small, so that a test sees what *we* hold."""
+SHORT_DRAIN = 0.1
+"""Seconds that a closed stream waits for the other end, in tests of every kind."""
 DIAL_ID = bytes(range(16))
 PORT = 80
 EXTRA = {"peername": ("192.0.2.1", 1234)}
@@ -66,6 +68,7 @@ async def turns(count: int = 50) -> None:
         await asyncio.sleep(0)
 
 
+@functools.cache
 def pattern(size: int) -> bytes:
     """Bytes in which nothing can be missing, doubled or out of order unseen."""
     return b"".join(number.to_bytes(4, "big") for number in range(size // 4 + 1))[:size]
@@ -79,6 +82,7 @@ class Recorder(asyncio.Protocol):
     """Keeps what happens; `until` waits for it. Fails on what no transport may do."""
 
     def __init__(self, *, keep_open: bool = True, paused: bool = False) -> None:
+        self.made = 0
         self.received = bytearray()
         self.pieces = 0
         self.ended = False
@@ -90,6 +94,7 @@ class Recorder(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport: Any = transport
+        self.made += 1
         if self._start_paused:
             self.transport.pause_reading()
 
@@ -131,6 +136,15 @@ class Recorder(asyncio.Protocol):
         return self.lost[0]
 
 
+def open_streams(stream: Stream) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """What `asyncio.open_connection` gives, on top of a stream."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(loop=loop)
+    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+    stream.attach(protocol)
+    return reader, asyncio.StreamWriter(stream, protocol, reader, loop)
+
+
 class _Watched(asyncio.Protocol):
     """Says when it is connected and when it is gone."""
 
@@ -159,21 +173,20 @@ class Raw(_Watched, RawConnection):
 
 
 class Accepting(Framed):
-    """The acceptor's end: each OPEN is answered, or put into `asked` for the test to answer."""
+    """The acceptor's end: answers each OPEN, or leaves that to the test."""
 
-    def __init__(self, *, at_once: bool = True) -> None:
-        super().__init__(Role.ACCEPTOR, on_open=self._open)
-        self.accepted: asyncio.Queue[Stream] = asyncio.Queue()
+    def __init__(self, *, answers: bool = True) -> None:
+        super().__init__(Role.ACCEPTOR, on_open=self._opened)
         self.asked: asyncio.Queue[OpenRequested] = asyncio.Queue()
-        self._at_once = at_once
+        self.accepted: asyncio.Queue[Stream] = asyncio.Queue()
+        self._answers = answers
 
-    def _open(self, _: FramedConnection, request: OpenRequested) -> asyncio.Task[None]:
-        loop = asyncio.get_running_loop()
-        return loop.create_task(self._answer(request))
+    def _opened(self, _: FramedConnection, request: OpenRequested) -> asyncio.Task[None]:
+        return asyncio.get_running_loop().create_task(self.answer(request))
 
-    async def _answer(self, request: OpenRequested) -> None:
+    async def answer(self, request: OpenRequested) -> None:
         self.asked.put_nowait(request)
-        if self._at_once:
+        if self._answers:
             self.accepted.put_nowait(self.accept(extra=EXTRA))
 
 
@@ -304,6 +317,23 @@ KINDS = (
     Kind("raw-mtls", _over_mtls, framed=False, half_close=False),
 )
 
+
+def framed_kinds(kind: Kind) -> bool:
+    return kind.framed
+
+
+def half_closing(kind: Kind) -> bool:
+    return kind.half_close
+
+
+def ending_both_ways(kind: Kind) -> bool:
+    return not kind.half_close
+
+
+def telling_cuts(kind: Kind) -> bool:
+    return kind.tells_cut
+
+
 Story = Callable[[Pair], Awaitable[None]]
 
 
@@ -324,7 +354,8 @@ def every_kind(
                 await story(pair.flipped() if flip else pair)
 
         @pytest.mark.parametrize(("kind", "loop", "flip"), cases)
-        def test(kind: Kind, loop: Loop, flip: bool) -> None:
+        def test(kind: Kind, loop: Loop, flip: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+            monkeypatch.setattr(drain, "DRAIN_TIMEOUT", SHORT_DRAIN)
             run(told(kind, flip), loop)
 
         test.__name__, test.__doc__ = story.__name__, story.__doc__  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ import hashlib
 import socket
 import ssl
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -23,8 +23,11 @@ from mitmproxy.proxy.layers.http import HttpStream
 
 from mitm import FakeBroker, answering, confdir, curl, proxy, read_head, service
 from programs import path_of
-from whip_addon.broken import WatchedReader
+from tunnel import agent_settings, running
+from whip_addon.broken import RESET_ON_CLOSE, WatchedReader
 from whip_addon.commands import ADDON
+from whip_addon.lifecycle import WhipAddon
+from whip_core import Broker, BrokerSettings
 from whip_core.errors import StreamCut, StreamReset
 from whip_core.testing import Authority
 
@@ -310,6 +313,39 @@ def test_raw_tcp_that_breaks_is_a_reset_to_the_client(error: Exception, ignored:
             writer.write(b"\x00hello\n")
             assert await reader.readline() == b"half of it\n"
             broker.break_stream(error)
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+            writer.close()
+
+    asyncio.run(main())
+
+
+def test_a_service_that_crashes_behind_a_real_agent_is_a_reset_to_the_client() -> None:
+    async def crashes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readline())
+        await reader.readline()
+        peer = writer.get_extra_info("socket")
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        writer.transport.abort()
+
+    brokers: list[Broker] = []
+
+    def factory(settings: BrokerSettings, plugins: Sequence[str]) -> Broker:
+        brokers.append(Broker(settings))
+        return brokers[0]
+
+    async def main() -> None:
+        ports = {"whip_tcp_listen_port": 0, "whip_grpc_listen_port": 0}
+        async with (
+            service(crashes) as port,
+            proxy(addon=WhipAddon(factory), **ports) as p,
+            running(agent_settings(brokers[0].control_port, ports=f"{port}")) as agent,
+        ):
+            await agent.wait_registered()
+            reader, writer = await connect_through(p.port, f"instance1.testdom:{port}")
+            writer.write(b"\x00hello\n")
+            assert await reader.readline() == b"\x00hello\n"
+            writer.write(b"crash\n")
             with pytest.raises(ConnectionResetError):
                 await reader.read()
             writer.close()

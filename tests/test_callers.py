@@ -96,8 +96,11 @@ def test_names_of_a_verified_client_certificate_are_known(url: str, tmp_path: Pa
     authority, stranger = Authority(tmp_path / "ours"), Authority(tmp_path / "other")
     server, client = authority.server_files(), authority.client_files("alice.users")
 
+    async def hangs_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+
     async def main() -> None:
-        async with service(answering(b"ok")) as port:
+        async with service(hangs_up) as port:
             broker = FakeBroker({"a.testdom": port})
             async with proxy(
                 broker,

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import pytest
 
 from tunnel import (
-    Log,
     Watch,
     agent_settings,
     broker_settings,
@@ -22,8 +21,9 @@ from tunnel import (
     saying,
     scripted,
     service,
+    until,
 )
-from whip_core import Broker, Caller, control, hookimpl
+from whip_core import Broker, control, hookimpl
 from whip_core.agents import AgentView
 from whip_core.control_server import ControlStream
 from whip_core.errors import (
@@ -35,8 +35,6 @@ from whip_core.errors import (
     ServiceRefused,
     UnknownName,
 )
-from whip_core.names import Target
-from whip_core.testing.agent import ControlStreamEnded
 
 SOON = 0.05
 """Seconds for a dial that nobody is going to answer."""
@@ -354,110 +352,8 @@ def test_an_agent_that_drains_is_dialled_no_more() -> None:
         async with Broker(broker_settings(), plugins=[watch]) as broker, scripted(broker) as agent:
             await agent.expect(control.Registered)
             await agent.send(control.Draining("restart"))
-            await agent.send(control.Pong(1, 0, 0))
-            while not broker.agents[0].draining:
-                await asyncio.sleep(0)
+            await until(lambda: broker.agents[0].draining)
             with pytest.raises(UnknownName, match="every agent of that name is draining"):
                 await broker.open_connection("instance1.testdom", 80)
-
-    run(main())
-
-
-# Plugins
-
-
-def test_a_plugin_resolves_an_alias_and_picks_by_who_calls() -> None:
-    class Alias:
-        @hookimpl
-        def whip_resolve(self, target: Target) -> Target | None:
-            return Target("testdom", target.port) if target.name == "shop" else None
-
-        @hookimpl
-        def whip_pick(self, candidates: Sequence[AgentView], caller: Caller) -> AgentView:
-            return next(agent for agent in candidates if agent.name.hostname == caller.proxy_user)
-
-    async def main() -> None:
-        async with Broker(broker_settings(), plugins=[Alias()]) as broker:
-            async with (
-                service(saying(b"a")) as one,
-                service(saying(b"b")) as two,
-                running(agent_settings(broker.control_port, ports=f"80={one}", hostname="a")) as a,
-                running(agent_settings(broker.control_port, ports=f"80={two}", hostname="b")) as b,
-            ):
-                await a.wait_registered()
-                await b.wait_registered()
-                for user in "abba":
-                    caller = Caller(proxy_user=user)
-                    streams = await broker.open_connection("shop", 80, caller=caller)
-                    assert await exchange(streams, b"") == user.encode()
-
-    run(main())
-
-
-def test_a_plugin_vetoes_a_dial_before_anything_is_opened() -> None:
-    class NotForMe:
-        @hookimpl
-        async def whip_authorize_dial(self, target: Target, caller: Caller) -> str | None:
-            await asyncio.sleep(0)
-            return f"{caller.proxy_user} may not reach {target.name}"
-
-    async def main() -> None:
-        async with (
-            Broker(broker_settings(), plugins=[NotForMe()]) as broker,
-            scripted(broker) as agent,
-        ):
-            await agent.expect(control.Registered)
-            with pytest.raises(NotAuthorized) as raised:
-                await broker.open_connection("testdom", 80, caller=Caller(proxy_user="eve"))
-            assert str(raised.value) == (
-                "testdom:80: not allowed: eve may not reach testdom"
-            )
-            assert isinstance(raised.value, PermissionError)
-            await agent.vanish()
-            with pytest.raises(ControlStreamEnded):
-                await agent.expect(control.Connect)
-
-    run(main())
-
-
-@pytest.mark.parametrize("hook", ["whip_resolve", "whip_pick", "whip_authorize_dial"])
-def test_a_plugin_that_fails_fails_the_dial_as_a_dial_fails(hook: str) -> None:
-    class Broken:
-        pass
-
-    def broken(self: Broken) -> None:
-        raise ZeroDivisionError
-
-    setattr(Broken, hook, hookimpl(broken))
-
-    async def main() -> None:
-        async with (
-            Broker(broker_settings(), plugins=[Broken()]) as broker,
-            scripted(broker, registration("a")) as one,
-            scripted(broker, registration("b")) as two,
-        ):
-            await one.expect(control.Registered)
-            await two.expect(control.Registered)
-            with Log() as log, pytest.raises(DialError, match=r"plugin"):
-                await broker.open_connection("testdom", 80)
-            await log.until("failed")
-
-    run(main(), logs_errors=True)
-
-
-def test_a_plugin_that_does_not_decide_is_a_timeout() -> None:
-    class Undecided:
-        @hookimpl
-        async def whip_authorize_dial(self) -> None:
-            await asyncio.get_running_loop().create_future()
-
-    async def main() -> None:
-        async with (
-            Broker(broker_settings(), plugins=[Undecided()]) as broker,
-            scripted(broker) as agent,
-        ):
-            await agent.expect(control.Registered)
-            with pytest.raises(DialTimeout, match="did not decide in time"):
-                await broker.open_connection("instance1.testdom", 80, timeout=SOON)
 
     run(main())

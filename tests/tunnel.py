@@ -27,6 +27,8 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 PACKAGES = ("whip_core", "client_agent")
 PATIENCE = 30.0
 """Seconds after which a test has failed that waits for something: far more than any needs."""
+LAST_MOMENT = 5.0
+"""Seconds for tasks that are ending anyway."""
 
 
 class _Errors(logging.Handler):
@@ -47,9 +49,10 @@ def run(main: Coroutine[Any, Any, T], *, logs_errors: bool = False) -> T:
     async def watched() -> T:
         async with asyncio.timeout(PATIENCE):
             result = await main
-        ours = asyncio.current_task()
-        left = [task.get_name() for task in asyncio.all_tasks() if task is not ours]
-        assert not left, f"tasks are left: {left}"
+        if left := asyncio.all_tasks() - {asyncio.current_task()}:
+            # Those of gRPC that are ending need another moment.
+            _, left = await asyncio.wait(left, timeout=LAST_MOMENT)
+        assert not left, f"tasks are left: {[task.get_name() for task in left]}"
         return result
 
     logging.getLogger().addHandler(errors)
@@ -58,6 +61,12 @@ def run(main: Coroutine[Any, Any, T], *, logs_errors: bool = False) -> T:
     finally:
         logging.getLogger().removeHandler(errors)
         assert logs_errors or not errors.messages, "\n".join(errors.messages)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what has no event of its own."""
+    while not condition():
+        await asyncio.sleep(0)
 
 
 class Log(logging.Handler):

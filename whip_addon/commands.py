@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import socket
 import sys
 from collections.abc import Sequence
@@ -71,7 +73,12 @@ def addon_path() -> None:
 @click.command(cls=PassesOn, epilog="What stands after -- goes to mitmproxy.")
 @common_options(metrics_listen=broker_options.METRICS_LISTEN)
 @option("--proxy-listen-host", default="127.0.0.1", help="Where the proxy listens.")
-@option("--proxy-listen-port", type=int, default=8080, help="The port it listens on.")
+@option(
+    "--proxy-listen-port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    help="The port it listens on.",
+)
 @option(
     "--target",
     metavar="[https://]NAME[:PORT]",
@@ -178,6 +185,8 @@ def _check_free(host: str, port: int) -> None:
             try:
                 probe.bind(address)
             except OSError as error:
+                if error.errno == errno.EADDRNOTAVAIL:
+                    continue  # one of localhost's addresses, on a machine without IPv6
                 raise Failure(
                     f"cannot listen on {host or 'all interfaces'} port {port}: "
                     f"{error.strerror}; choose another --proxy-listen-port"
@@ -198,4 +207,6 @@ def _run(tool: str, arguments: list[str]) -> None:
     main = _mitmproxy_tools()
     # mitmproxy names itself by this, and looks there for options of old.
     sys.argv = [tool, *arguments]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # its log, which somebody may follow
     sys.exit(getattr(main, tool)(arguments))

@@ -14,7 +14,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    nullcontext,
+)
 from typing import Any, ClassVar, Protocol
 
 from mitmproxy import ctx
@@ -31,11 +36,13 @@ from whip_addon.dialing import Dialer, Dials, Rules
 from whip_addon.door import Door
 from whip_addon.forwarded import Forwarded
 from whip_addon.guard import Guard
+from whip_addon.passthrough import Passthrough
 from whip_addon.routing import Route, route
 from whip_addon.settings import BY_NAME, WHILE_RUNNING, AddonSettings
 from whip_addon.streaming import Streaming
 from whip_core import Broker, metrics
 from whip_core.errors import BrokerClosed, SettingsError, WhipError
+from whip_core.forward import ForwardSpec
 from whip_core.plugin_files import load_plugins
 from whip_core.settings import BrokerSettings, is_loopback
 from whip_core.tasks import TaskSet
@@ -54,6 +61,9 @@ class RunningBroker(Dials, Protocol):
     def reverse_port(self) -> int: ...
     @property
     def metrics(self) -> Any: ...
+    def forwarding(
+        self, spec: ForwardSpec, *, wait: float
+    ) -> AbstractAsyncContextManager[object]: ...
 
 
 BrokerFactory = Callable[
@@ -108,6 +118,7 @@ class WhipAddon:
             self._door,
             callers,
             self._answers,
+            Passthrough(self._passthrough, self._passed_through),
             Streaming(),
             Forwarded(),
             broken,
@@ -179,11 +190,7 @@ class WhipAddon:
             if predecessor is not None and not predecessor.done():
                 await asyncio.wait([predecessor])
             async with self._broker_factory(settings.broker, settings.plugins) as broker:
-                with _metrics_of(broker, settings):
-                    self._broker = broker
-                    self._started.set()
-                    await self._stop.wait()
-                    self._broker = None
+                await self._serve(broker, settings)
         except (WhipError, OSError) as error:
             self._fail(str(error))
         except Exception as error:
@@ -194,6 +201,16 @@ class WhipAddon:
             self._started.set()
             if self._stop.is_set():
                 self._leave()
+
+    async def _serve(self, broker: RunningBroker, settings: AddonSettings) -> None:
+        async with AsyncExitStack() as stack:
+            stack.enter_context(_metrics_of(broker, settings))
+            for spec in settings.forwards:
+                await stack.enter_async_context(broker.forwarding(spec, wait=settings.wait))
+            self._broker = broker
+            self._started.set()
+            await self._stop.wait()
+            self._broker = None
 
     def _leave(self) -> None:
         self._answers.uninstall()
@@ -240,6 +257,14 @@ class WhipAddon:
 
     def _request_id_header(self) -> str | None:
         return self._settings.request_id_header if self._settings is not None else None
+
+    def _passthrough(self) -> Sequence[str]:
+        return self._settings.passthrough if self._settings is not None else ()
+
+    def _passed_through(self) -> None:
+        counts = self._counts()
+        if counts is not None:
+            counts.request_finished(0, "tcp", "")
 
     def _counts(self) -> Counts | None:
         return self._broker.metrics if self._broker is not None else None

@@ -13,6 +13,7 @@ from whip_core.broker_options import (
     BROKER_OPTIONS,
     METRICS_LISTEN,
     OPTIONAL_TEXT,
+    TEXTS,
     Option,
     by_name,
     flags_of,
@@ -21,11 +22,18 @@ from whip_core.broker_options import (
     setting,
 )
 from whip_core.errors import SettingsError
+from whip_core.forward import ForwardSpec
 from whip_core.settings import BrokerSettings
 
 OPTIONS: tuple[Option, ...] = (
     *BROKER_OPTIONS,
     setting("--fallback", bool, False, "Let hosts that are not whip's out directly."),
+    setting("--passthrough", TEXTS, [],
+            "A host (*.db.testdom) or host:port whose tunnelled connections are relayed, "
+            "not inspected (repeatable).", "PATTERN"),
+    setting("--forward", TEXTS, [],
+            "A local port that leads to a service: 15432:db1.testdom:5432 (repeatable).",
+            "LISTEN:NAME:PORT"),
     setting("--downstream-request-id-header", OPTIONAL_TEXT, None,
             "The request header whose value is carried into the logs.", "NAME"),
     setting("--proxy-auth-username", OPTIONAL_TEXT, None,
@@ -40,7 +48,12 @@ OPTIONS: tuple[Option, ...] = (
 )  # fmt: skip
 BY_NAME = {option.name: option for option in OPTIONS}
 by_flag = flags_of(OPTIONS)
-WHILE_RUNNING = frozenset({"whip_fallback", "whip_wait", "whip_downstream_request_id_header"})
+WHILE_RUNNING = frozenset(
+    {
+        *("whip_fallback", "whip_wait", "whip_passthrough"),
+        "whip_downstream_request_id_header",
+    }
+)
 """What may be changed while the proxy runs."""
 
 
@@ -68,11 +81,17 @@ class AddonSettings:
     metrics_chosen: bool
     """Whether somebody named `metrics_listen`; a default that is taken is no error."""
     request_id_header: str | None
+    passthrough: tuple[str, ...] = ()
+    forwards: tuple[ForwardSpec, ...] = ()
 
     def needs_restart_for(self, new: AddonSettings) -> bool:
         """Whether `new` differs in more than what may be changed while the proxy runs."""
         same = dataclasses.replace(
-            new, fallback=self.fallback, wait=self.wait, request_id_header=self.request_id_header
+            new,
+            fallback=self.fallback,
+            wait=self.wait,
+            request_id_header=self.request_id_header,
+            passthrough=self.passthrough,
         )
         return same != self
 
@@ -89,6 +108,8 @@ def read(values: Mapping[str, Any], spell: Callable[[str], str] = by_name) -> Ad
         metrics_listen=METRICS_LISTEN if metrics_listen is None else metrics_listen,
         metrics_chosen=metrics_listen is not None,
         request_id_header=values["whip_downstream_request_id_header"] or None,
+        passthrough=tuple(values["whip_passthrough"]),
+        forwards=tuple(ForwardSpec.parse(text) for text in values["whip_forward"]),
     )
 
 

@@ -17,11 +17,18 @@ DRAIN_BYTES = 256 * 1024
 
 
 class BoundedDrain:
-    """Runs from creation until `cancel`; calls `give_up` once when a bound is passed."""
+    """Runs from creation until `cancel`; calls `give_up` when a bound is passed.
 
-    def __init__(self, transport: asyncio.Transport, give_up: Callable[[], None]) -> None:
+    When too much comes it gives up `at_once`, if told that giving up does not overtake our
+    own last bytes; else it stops reading, so that they have the time that is left.
+    """
+
+    def __init__(
+        self, transport: asyncio.Transport, give_up: Callable[[], None], *, at_once: bool = False
+    ) -> None:
         self._transport = transport
         self._give_up = give_up
+        self._at_once = at_once
         self._bytes_left = DRAIN_BYTES
         self._unsent = transport.get_write_buffer_size()
         self._arm()
@@ -32,8 +39,8 @@ class BoundedDrain:
 
     def _expired(self) -> None:
         unsent = self._transport.get_write_buffer_size()
-        if 0 < unsent < self._unsent:
-            # Our own last bytes are still going out: the clock starts when they have.
+        if unsent < self._unsent:
+            # Our own last bytes were still going out: the clock starts when they have.
             self._unsent = unsent
             self._arm()
         else:
@@ -41,8 +48,12 @@ class BoundedDrain:
 
     def discard(self, size: int) -> None:
         self._bytes_left -= size
-        if self._bytes_left < 0:
+        if self._bytes_left >= 0:
+            return
+        if self._at_once:
             self._give_up()
+        else:
+            self._transport.pause_reading()
 
     def cancel(self) -> None:
         self._timer.cancel()

@@ -27,6 +27,9 @@ JOIN_SIZE = 32 * 1024
 costs more than such a copy. Above, the header goes out by itself."""
 LINGER_TIMEOUT = 5.0
 """Seconds the peer has to take our RESET and close, before we do."""
+MAX_PONGS_UNSENT = 16
+"""Answers that may wait behind a stream's data: who pings on and reads none is no peer."""
+CANCELLED = "the dial was cancelled"
 
 OnOpen = Callable[["FramedConnection", frames.OpenRequested], asyncio.Task[Any]]
 OnChange = Callable[["FramedConnection"], None]
@@ -66,6 +69,8 @@ class FramedConnection(asyncio.Protocol):
         self._linger: asyncio.TimerHandle | None = None
         self._heartbeat: Heartbeat | None = None
         self._reading_paused = False
+        self._pongs_unsent = 0
+        self._inside_frame = False
         self.write_paused = False
         self.lost = False
 
@@ -77,6 +82,11 @@ class FramedConnection(asyncio.Protocol):
     def is_parked(self) -> bool:
         """Whether the next dial may use it."""
         return self._codec.state is State.PARKED and self._stream is None and not self.lost
+
+    @property
+    def _is_broken(self) -> bool:
+        """Whether nothing may be sent: a RESET was read, if not yet dealt with, or written."""
+        return self._codec.state is State.CLOSED
 
     @property
     def transport(self) -> asyncio.Transport:
@@ -110,15 +120,18 @@ class FramedConnection(asyncio.Protocol):
             raise LocalProtocolError(f"{self!r} is not parked")
         self._extra = extra
         self._on_finished = on_finished
-        self._opening = asyncio.get_running_loop().create_future()
+        opening: asyncio.Future[Stream] = asyncio.get_running_loop().create_future()
         self.transport.write(self._codec.open(port, dial_id))
+        self._opening = opening
         try:
-            return await self._opening
+            return await opening
         except asyncio.CancelledError:
-            self._break("the dial was cancelled")
+            if self._opening is opening:
+                self._opening = None
+                self._send_reset(CANCELLED)
+            elif not opening.cancelled() and opening.exception() is None:
+                opening.result().reset(CANCELLED)
             raise
-        finally:
-            self._opening = None
 
     # The acceptor's side
 
@@ -167,16 +180,20 @@ class FramedConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.write_paused = True
-        if self._stream is not None:
+        if self._stream is not None and not self._inside_frame:
             self._stream.writing_paused()
 
     def resume_writing(self) -> None:
         self.write_paused = False
+        self._pongs_unsent = 0
         if self._stream is not None:
             self._stream.writing_resumed()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._lose(cut(str(exc) if exc else "closed without an end"), "cut")
+        if exc is None:
+            self._lose(cut("closed without an end"), "cut")
+        else:
+            self._lose(cut(str(exc)), "cut", may_lack_bytes=True)
 
     # Events
 
@@ -198,8 +215,10 @@ class FramedConnection(asyncio.Protocol):
                 else:
                     self._answering = self._on_open(self, event)
             case frames.Opened():
-                opening = self._opening
-                if opening is not None and not opening.done():
+                opening = self._take_opening()
+                if opening is None:
+                    self._send_reset(CANCELLED)
+                else:
                     opening.set_result(self._start_stream())
             case frames.OpenFailed(code, why):
                 self._fail_opening(_open_error(code, why))
@@ -208,7 +227,7 @@ class FramedConnection(asyncio.Protocol):
                 self._lose(broken(why), "reset")
                 self.transport.abort()
             case frames.PingReceived(payload):
-                self.transport.write(self._codec.pong(payload))
+                self._answer_ping(payload)
             case frames.PongReceived():
                 pass
 
@@ -232,9 +251,25 @@ class FramedConnection(asyncio.Protocol):
         if self._on_idle is not None and self.is_parked:
             self._on_idle(self)
 
+    def _take_opening(self) -> asyncio.Future[Stream] | None:
+        """The dial whose answer has come: from here on another may begin. None: cancelled."""
+        opening, self._opening = self._opening, None
+        return opening if opening is not None and not opening.done() else None
+
     def _fail_opening(self, error: DialError) -> None:
-        if self._opening is not None and not self._opening.done():
-            self._opening.set_exception(error)
+        opening = self._take_opening()
+        if opening is not None:
+            opening.set_exception(error)
+
+    def _answer_ping(self, payload: bytes) -> None:
+        if self._is_broken:
+            return
+        if self.write_paused:
+            self._pongs_unsent += 1
+            if self._pongs_unsent > MAX_PONGS_UNSENT:
+                self._die("it pings and does not read the answers")
+                return
+        self.transport.write(self._codec.pong(payload))
 
     def _doubt(self, error: RemoteProtocolError) -> None:
         self._die(f"protocol error: {error}")
@@ -246,21 +281,18 @@ class FramedConnection(asyncio.Protocol):
     def _ping(self) -> None:
         self.transport.write(self._codec.ping(os.urandom(frames.PING_SIZE)))
 
-    def _break(self, why: str) -> None:
-        """Reset whatever is open and let the connection go."""
-        if self._stream is not None:
-            self._stream.reset(why)
-        elif not self.lost and self._codec.state is not State.CLOSED:
-            self._send_reset(why)
-
     def _send_reset(self, why: str) -> None:
+        """Break whatever is open and let the connection go."""
+        if self._is_broken:
+            return
         self.transport.write(self._codec.reset(why))
         self._end_drain()
         self._resume()
         loop = asyncio.get_running_loop()
         self._linger = loop.call_later(LINGER_TIMEOUT, self.transport.abort)
 
-    def _lose(self, error: Exception, cause: Cause) -> None:
+    def _lose(self, error: Exception, cause: Cause, *, may_lack_bytes: bool = False) -> None:
+        """What a broken transport did not send it has forgotten: it `may_lack_bytes`."""
         if self.lost:
             return
         self.lost = True
@@ -275,8 +307,8 @@ class FramedConnection(asyncio.Protocol):
         self._fail_opening(AgentGone(f"the agent's connection was lost: {error}"))
         stream, self._stream = self._stream, None
         if stream is not None:
-            delivered = stream.is_closing() and not self.transport.get_write_buffer_size()
-            stream.finished(cause, None if delivered else error)
+            lacks_bytes = may_lack_bytes or self.transport.get_write_buffer_size()
+            stream.finished(cause, None if stream.is_closing() and not lacks_bytes else error)
         if self._on_lost is not None:
             self._on_lost(self)
 
@@ -298,20 +330,25 @@ class FramedConnection(asyncio.Protocol):
     # The carrier's side (`stream.Carrier`). A stream that is over has no say any more.
 
     def send_data(self, stream: Stream, data: bytes | memoryview) -> None:
-        if stream is not self._stream:
+        if stream is not self._stream or self._is_broken:
             return
         size = len(data)
         if size <= JOIN_SIZE:
             self.transport.write(b"".join((self._codec.data_header(size), data)))
             return
         view = memoryview(data)
+        self._inside_frame = True
         for start in range(0, size, frames.MAX_DATA_SIZE):
             piece = view[start : start + frames.MAX_DATA_SIZE]
             self.transport.write(self._codec.data_header(len(piece)))
             self.transport.write(piece)
+        self._inside_frame = False
+        if self.write_paused:
+            # Only now: a stream that is aborted for it writes a frame.
+            stream.writing_paused()
 
     def send_end(self, stream: Stream) -> None:
-        if stream is self._stream:
+        if stream is self._stream and not self._is_broken:
             self.transport.write(self._codec.end())
             self._we_ended = True
             self._finish_if_ended()
@@ -319,7 +356,9 @@ class FramedConnection(asyncio.Protocol):
     def close_stream(self, stream: Stream) -> None:
         if stream is self._stream:
             self._drain = BoundedDrain(
-                self.transport, lambda: stream.reset("closed while the other end was sending")
+                self.transport,
+                lambda: stream.reset("closed while the other end was sending"),
+                at_once=True,
             )
             self._resume()
 

@@ -400,4 +400,4 @@ def _frame(frame_type: FrameType, body: bytes) -> bytes:
 
 
 def _cut(text: str) -> bytes:
-    return text.encode()[:MAX_REASON_SIZE]
+    return text.encode(errors="replace")[:MAX_REASON_SIZE]

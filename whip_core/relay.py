@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Self
 
 from whip_core.sockets import abort_with_reset, duplex
 from whip_core.stream import Stream
@@ -31,6 +32,19 @@ class RelaySide(asyncio.Protocol):
         self._ended = False
         self._lost = False
         self._on_done: Callable[[], None] | None = None
+
+    @classmethod
+    def over(cls, transport: asyncio.Transport) -> Self:
+        """A side on a transport that is open already, in place of its protocol."""
+        side = cls()
+        transport.set_protocol(side)
+        side.connection_made(transport)
+        return side
+
+    def receive_first(self, data: bytes) -> None:
+        """Relay `data` before anything that the transport has received."""
+        if data:
+            self.data_received(data)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = duplex(transport)

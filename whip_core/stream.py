@@ -103,7 +103,7 @@ class Stream(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if self._end_sent and not self._closing:
             raise RuntimeError("write() after write_eof()")
-        if self._closing or self._lost or not data:
+        if self._closing or self.cause is not None or not data:
             return
         piece = bytes(data) if isinstance(data, bytearray) else data
         self.bytes_sent += len(piece)
@@ -119,7 +119,7 @@ class Stream(asyncio.Transport):
         """End our direction; the other goes on. Where that cannot be, `NotImplementedError`."""
         if not self._carrier.can_half_close:
             raise NotImplementedError("an old peer's stream over TLS ends in both directions")
-        if not (self._end_sent or self._closing or self._lost):
+        if not (self._end_sent or self._closing or self.cause is not None):
             self._end_sent = True
             self._carrier.send_end(self)
 
@@ -186,7 +186,8 @@ class Stream(asyncio.Transport):
         return self._carrier.get_write_buffer_limits()
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        self._carrier.set_write_buffer_limits(high, low)
+        if self.cause is None:
+            self._carrier.set_write_buffer_limits(high, low)
 
     # The carrier's face
 

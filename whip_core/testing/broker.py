@@ -23,6 +23,9 @@ import grpc.aio
 
 from whip_core import control
 from whip_core.control_wire import METHOD, SERVICE, encode_broker_message
+from whip_core.framed import FramedConnection
+from whip_core.frames import Role
+from whip_core.preamble import Preamble, PreambleReader
 from whip_core.settings import TLSFiles
 from whip_core.tls import grpc_server_credentials, server_context
 
@@ -40,7 +43,7 @@ class ScriptedBroker:
         self._agents: asyncio.Queue[ScriptedControlStream] = asyncio.Queue()
         self._arrived: asyncio.Queue[Streams] = asyncio.Queue()
         self._writers: list[asyncio.StreamWriter] = []
-        self._closing = asyncio.Event()
+        self._streams: list[ScriptedControlStream] = []
         self.control_port = 0
         """Where agents register."""
         self.reverse_port = 0
@@ -72,15 +75,18 @@ class ScriptedBroker:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._closing.set()
+        for stream in self._streams:
+            stream.end()
         await self._server.stop(grace=1)
         self._listener.close()
         for writer in self._writers:
             writer.close()
 
     async def _serve(self, _: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        self._agents.put_nowait(ScriptedControlStream(context))
-        await self._closing.wait()
+        stream = ScriptedControlStream(context)
+        self._streams.append(stream)
+        self._agents.put_nowait(stream)
+        await stream.wait_ended()
 
     def _arrive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.append(writer)
@@ -94,12 +100,25 @@ class ScriptedBroker:
         """Wait for the next reverse connection; nothing has been read from it."""
         return await self._arrived.get()
 
+    async def framed_connection(self) -> tuple[Preamble, FramedConnection]:
+        """Wait for the next one, of an agent of ours, and be the opener of streams on it."""
+        reader, writer = await self.reverse_connection()
+        parser, found = PreambleReader(), None
+        while found is None:
+            found = parser.feed(await reader.readexactly(1))
+        assert isinstance(found, Preamble)
+        connection = FramedConnection(Role.OPENER)
+        writer.transport.set_protocol(connection)
+        connection.connection_made(writer.transport)
+        return found, connection
+
 
 class ScriptedControlStream:
     """The broker's end of one agent's control stream."""
 
     def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         self._context = context
+        self._ended = asyncio.Event()
 
     async def receive(self) -> bytes | None:
         """The next message, as it was on the wire; None at the agent's end of the stream."""
@@ -110,6 +129,13 @@ class ScriptedControlStream:
         """Send a message, or bytes in the place of one."""
         data = message if isinstance(message, bytes) else encode_broker_message(message)
         await self._context.write(data)
+
+    def end(self) -> None:
+        """End the control stream."""
+        self._ended.set()
+
+    async def wait_ended(self) -> None:
+        await self._ended.wait()
 
 
 async def read_old_preamble(reader: asyncio.StreamReader) -> str:
