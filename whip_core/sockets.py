@@ -12,6 +12,8 @@ from typing import cast
 
 from whip_core.errors import SettingsError
 
+PORT_CHOICES = 20
+"""How often the system may choose a port that turns out to be taken on another address."""
 _LINGER_ZERO = struct.pack("ii", 1, 0)
 
 
@@ -41,6 +43,21 @@ def bind(hosts: Sequence[str], port: int, remedy: str) -> list[socket.socket]:
     Hosts of a family that this machine lacks are passed over as long as one is left.
     Raises `SettingsError` that ends with `remedy`, which says what to do.
     """
+    # What the system chooses for one host may be taken on the next: then it chooses again.
+    for _ in range(PORT_CHOICES if port == 0 else 1):
+        sockets, failure = _bind_each(hosts, port)
+        if sockets and not _is_taken(failure):
+            return sockets
+        for sock in sockets:
+            sock.close()
+    reason = failure.strerror if failure else "no address to listen on"
+    raise SettingsError(
+        f"cannot listen on port {port} of {', '.join(hosts)}: {reason}; {remedy}"
+    ) from failure
+
+
+def _bind_each(hosts: Sequence[str], port: int) -> tuple[list[socket.socket], OSError | None]:
+    """What could be bound, up to the first port that is taken, and the last failure."""
     sockets: list[socket.socket] = []
     failure: OSError | None = None
     for host in hosts:
@@ -48,20 +65,16 @@ def bind(hosts: Sequence[str], port: int, remedy: str) -> list[socket.socket]:
             sock = _bind_one(host, port)
         except OSError as error:
             failure = error
-            if error.errno == errno.EADDRINUSE:
+            if _is_taken(error):
                 break
         else:
             sockets.append(sock)
             port = sock.getsockname()[1]
-            failure = None
-    if sockets and not (failure and failure.errno == errno.EADDRINUSE):
-        return sockets
-    for sock in sockets:
-        sock.close()
-    reason = failure.strerror if failure else "no address to listen on"
-    raise SettingsError(
-        f"cannot listen on port {port} of {', '.join(hosts)}: {reason}; {remedy}"
-    ) from failure
+    return sockets, failure
+
+
+def _is_taken(error: OSError | None) -> bool:
+    return error is not None and error.errno == errno.EADDRINUSE
 
 
 def _bind_one(host: str, port: int) -> socket.socket:
