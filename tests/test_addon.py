@@ -629,7 +629,7 @@ def test_nothing_gets_through_once_whip_has_ended() -> None:
     asyncio.run(main())
 
 
-def test_x_forwarded_for_is_extended_and_never_made_up() -> None:
+def test_x_forwarded_for_is_extended_or_made_for_a_service_of_whips() -> None:
     heads: list[bytes] = []
 
     async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -644,7 +644,7 @@ def test_x_forwarded_for_is_extended_and_never_made_up() -> None:
 
     asyncio.run(main())
     assert b"\r\nx-forwarded-for: 192.0.2.1, 192.0.2.2, 127.0.0.1\r\n" in heads[0]
-    assert b"forwarded" not in heads[1]
+    assert b"\r\nx-forwarded-for: 127.0.0.1\r\n" in heads[1]
 
 
 # In processes of its own

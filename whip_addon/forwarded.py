@@ -1,6 +1,9 @@
-"""X-Forwarded-For: a request that has been forwarded before tells of this hop as well."""
+"""X-Forwarded-For: a service behind a tunnel sees its agent connect, so the header tells it
+whose request this is. Elsewhere (fallback) the header is extended, but not made up."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from mitmproxy.http import HTTPFlow
 
@@ -8,12 +11,17 @@ HEADER = "x-forwarded-for"
 
 
 class Forwarded:
-    """Appends the client's address. Where the header is missing none is made up."""
+    """Appends the client's address. `is_ours` says whether a host is reached through whip."""
 
     name = "whip.forwarded"
 
+    def __init__(self, is_ours: Callable[[str], bool]) -> None:
+        self._is_ours = is_ours
+
     def requestheaders(self, flow: HTTPFlow) -> None:
-        if HEADER in flow.request.headers and not flow.is_replay:
-            # `get_all` and one line: several lines mean the same list (RFC 9110 §5.3).
-            hops = [*flow.request.headers.get_all(HEADER), str(flow.client_conn.peername[0])]
-            flow.request.headers[HEADER] = ", ".join(hops)
+        headers = flow.request.headers
+        if flow.is_replay or not (HEADER in headers or self._is_ours(flow.request.host)):
+            return
+        # `get_all` and one line: several lines mean the same list (RFC 9110 §5.3).
+        hops = [*headers.get_all(HEADER), str(flow.client_conn.peername[0])]
+        headers[HEADER] = ", ".join(hops)

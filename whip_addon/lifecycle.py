@@ -120,7 +120,7 @@ class WhipAddon:
             self._answers,
             Passthrough(self._passthrough, self._passed_through),
             Streaming(),
-            Forwarded(),
+            Forwarded(self._routes),
             broken,
             Counting(self._counts),
         ]
