@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import resource
 import signal
 import socket
 
@@ -15,7 +17,7 @@ from client_agent.exposure import parse_exposure
 from client_agent.settings import DRAIN_TIMEOUT, AgentSettings
 from whip_core.certificates import check_files
 from whip_core.errors import SettingsError
-from whip_core.metrics import serve
+from whip_core.metrics import listen_address, serve
 from whip_core.names import AgentName, check_labels
 from whip_core.options import (
     common_options,
@@ -68,6 +70,7 @@ def client(
     set_up_logging(log_level)
     files = tls_files(tls, tls_key_path, tls_cert_path, tls_ca_cert_path)
     try:
+        listen_address(metrics_listen)
         if files is not None:
             for warning in check_files(files):
                 logger.warning(warning)
@@ -82,6 +85,7 @@ def client(
         )
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
+    _allow_many_files()
     run(_serve(settings, metrics_listen, was_given("metrics_listen")), log_level)
 
 
@@ -106,6 +110,13 @@ async def _serve(settings: AgentSettings, metrics_listen: str, chosen: bool) -> 
             await agent.run()
         except asyncio.CancelledError:
             logger.warning("stopped at once: streams that still ran are cut")
+
+
+def _allow_many_files() -> None:
+    """Have the most open files that we may: a stream takes two, and 1024 is a usual limit."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # some systems promise more than they give
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _name(hostname: str, domain: str) -> AgentName:

@@ -26,8 +26,8 @@ from whip_core.tasks import TaskSet
 
 logger = logging.getLogger(__name__)
 
-MAX_OPENING = 256
-"""Reverse connections under way at once: more is a broker gone mad, not a burst."""
+MAX_OPENING = 4096
+"""Reverse connections and streams being opened at once: more is a broker gone mad, not a burst."""
 
 
 class BrokerSession:

@@ -179,8 +179,10 @@ class Worker:
             if self._settings.tls is None:
                 return "it hangs up at once; does it want TLS?"
             return "it hangs up at once; is our certificate from a CA that it trusts?"
-        causes = (cause for fragment, cause in CAUSES.items() if fragment in details)
-        return next(causes, "").format(name=self._endpoint.tls_name) or details
+        for fragment, cause in CAUSES.items():
+            if fragment in details:
+                return cause.format(name=self._endpoint.tls_name)
+        return details.rpartition(f"{self.address}: ")[2]
 
     def _tell(self, trouble: str) -> None:
         """Log what went wrong once, not at each attempt."""

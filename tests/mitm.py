@@ -56,6 +56,10 @@ class FakeBroker:
     waits: list[float] = field(default_factory=list)
     on_enter: Callable[[], None] = lambda: None
     is_open: bool = False
+    may_close: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.may_close.set()
 
     def factory(self, settings: BrokerSettings, plugins: Sequence[str]) -> FakeBroker:
         self.settings, self.plugins = settings, tuple(plugins)
@@ -67,6 +71,7 @@ class FakeBroker:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.may_close.wait()
         self.is_open = False
 
     def routes(self, host: str) -> bool:

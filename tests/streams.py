@@ -9,6 +9,7 @@ import importlib.util
 import itertools
 import socket
 import tempfile
+from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -37,6 +38,9 @@ PATIENCE = 20.0
 """Seconds after which a test has failed that waits for something: far more than any needs."""
 KERNEL_BUFFER = 32 * 1024
 """Octets of a socket's buffers: small, so that a test sees what *we* hold."""
+MOST_HELD = 1_000_000
+"""Octets that a stream to a reader that does not read may take: both ends' buffers, and the
+kernel's in the tests (some 300 KB in all), and room to spare. Tests offer 20 times more."""
 SHORT_DRAIN = 0.1
 """Seconds that a closed stream waits for the other end, in tests of every kind."""
 DIAL_ID = bytes(range(16))
@@ -71,7 +75,7 @@ async def turns(count: int = 50) -> None:
 @functools.cache
 def pattern(size: int) -> bytes:
     """Bytes in which nothing can be missing, doubled or out of order unseen."""
-    return b"".join(number.to_bytes(4, "big") for number in range(size // 4 + 1))[:size]
+    return array("I", range(size // 4 + 1)).tobytes()[:size]
 
 
 def digest(data: bytes | bytearray) -> str:
@@ -134,6 +138,20 @@ class Recorder(asyncio.Protocol):
         """The argument of `connection_lost`, once it has come."""
         await self.until(lambda: self.lost)
         return self.lost[0]
+
+
+async def write_until_stuck(one: Recorder, piece: bytes, most: int = 20 * MOST_HELD) -> int:
+    """Write as long as the transport takes more; how much that was."""
+    sent = 0
+    while sent < most:
+        if one.write_paused:
+            await turns()
+            if one.write_paused:
+                break
+        one.transport.write(piece)
+        sent += len(piece)
+        await asyncio.sleep(0)
+    return sent
 
 
 def open_streams(stream: Stream) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -238,10 +256,13 @@ async def _over_tcp(one: _Watched, other: _Watched) -> None:
 
 
 async def _over_mtls(one: _Watched, other: _Watched) -> None:
-    loop = asyncio.get_running_loop()
-    failed = loop.create_future()
-    accept = tls_transport.accepting(lambda: one, _server(), PATIENCE, lambda *e: failed.cancel())
-    server = await loop.create_server(accept, "127.0.0.1", 0)
+    server = await tls_transport.serve(
+        lambda: one,
+        socket.create_server(("127.0.0.1", 0)),
+        _server(),
+        handshake_timeout=PATIENCE,
+        on_failure=lambda *_: None,
+    )
     port = server.sockets[0].getsockname()[1]
     await tls_transport.connect(other, "127.0.0.1", port, _client(), handshake_timeout=PATIENCE)
     await one.made.wait()

@@ -79,6 +79,31 @@ def test_https_is_looked_into_through_connect(tmp_path: Path) -> None:
     assert seen == ["https://a.testdom/x secret"]
 
 
+def test_https_is_looked_into_also_where_the_proxy_has_tls_of_its_own(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    files, door = authority.server_files(["a.testdom"]), authority.server_files()
+
+    async def main() -> None:
+        async with tls_service(files.cert, files.key) as port:
+            broker = FakeBroker({"a.testdom": port})
+            async with proxy(
+                broker,
+                ssl_verify_upstream_trusted_ca=str(authority.ca_cert),
+                whip_proxy_tls=True,
+                whip_proxy_tls_key_path=str(door.key),
+                whip_proxy_tls_cert_path=str(door.cert),
+            ) as p:
+                finished = await curl(
+                    *("--proxy", f"https://localhost:{p.port}"),
+                    *("--proxy-cacert", str(authority.ca_cert)),
+                    *("--cacert", str(confdir() / "mitmproxy-ca-cert.pem")),
+                    "https://a.testdom/x",
+                )
+                assert (finished.output, finished.errors) == ("secret", "")
+
+    asyncio.run(main())
+
+
 @asynccontextmanager
 async def tls_service(cert: Path, key: Path) -> AsyncIterator[int]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -494,6 +519,26 @@ def test_a_break_that_a_write_finds_is_told_too() -> None:
     asyncio.run(main())
 
 
+def test_what_the_proxys_end_cuts_off_is_a_reset_to_the_client() -> None:
+    async def goes_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_head(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n1\n")
+        await reader.read()
+
+    async def main() -> None:
+        async with service(goes_on) as port:
+            async with proxy(FakeBroker({"a.testdom": port})) as p:
+                reader, writer = await asyncio.open_connection("127.0.0.1", p.port)
+                writer.write(b"GET http://a.testdom/ HTTP/1.1\r\nHost: a.testdom\r\n\r\n")
+                await read_head(reader)
+                assert await reader.readline() == b"1\n"
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+            writer.close()
+
+    asyncio.run(main())
+
+
 def test_a_break_between_two_requests_hurts_nobody() -> None:
     async def main() -> None:
         async with service(answering(b"ok")) as port:
@@ -587,7 +632,12 @@ def test_a_script_that_is_loaded_anew_starts_when_the_old_one_has_ended(tmp_path
         async with proxy(None, scripts=[str(path)]) as p:
             assert old.is_open
             [script] = p.master.addons.get("scriptloader").addons
+            old.may_close.clear()
             script.loadscript()
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert old_was_open == []
+            old.may_close.set()
             await started.wait()
             assert old_was_open == [False]
             assert vars(server)["asyncio"] is not asyncio

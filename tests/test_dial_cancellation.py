@@ -39,7 +39,7 @@ class Interrupted:
             self._suspended(waited_for)
             try:
                 yield waited_for
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001  # the coroutine gets whatever it is
                 step = functools.partial(self._coroutine.throw, error)
             else:
                 step = functools.partial(self._coroutine.send, None)

@@ -41,7 +41,8 @@ def test_a_plugin_resolves_an_alias_and_picks_by_who_calls() -> None:
 
     async def main() -> None:
         async with (
-            Broker(broker_settings(), plugins=[Alias()]) as broker, service(saying(b"a")) as one,
+            Broker(broker_settings(), plugins=[Alias()]) as broker,
+            service(saying(b"a")) as one,
             service(saying(b"b")) as two,
             running(agent_settings(broker.control_port, ports=f"80={one}", hostname="a")) as a,
             running(agent_settings(broker.control_port, ports=f"80={two}", hostname="b")) as b,
@@ -71,9 +72,7 @@ def test_a_plugin_vetoes_a_dial_before_anything_is_opened() -> None:
             await agent.expect(control.Registered)
             with pytest.raises(NotAuthorized) as raised:
                 await broker.open_connection("testdom", 80, caller=Caller(proxy_user="eve"))
-            assert str(raised.value) == (
-                "testdom:80: not allowed: eve may not reach testdom"
-            )
+            assert str(raised.value) == ("testdom:80: not allowed: eve may not reach testdom")
             assert isinstance(raised.value, PermissionError)
             await agent.vanish()
             with pytest.raises(ControlStreamEnded):

@@ -277,9 +277,29 @@ def test_a_dial_that_gets_no_answer_times_out_and_says_who_did_not_answer() -> N
         async with Broker(broker_settings(dial_timeout=SOON)) as broker, scripted(broker) as agent:
             await agent.expect(control.Registered)
             for timeout in (None, SOON / 2):
-                with pytest.raises(DialTimeout, match="no answer from agent instance1.testdom"):
+                with pytest.raises(DialTimeout, match=r"no answer from agent instance1\.testdom"):
                     await broker.open_connection("instance1.testdom", 80, timeout=timeout)
             assert len(broker._awaited) == 0
+
+    run(main())
+
+
+def test_a_burst_of_dials_is_no_reason_to_give_an_agent_up() -> None:
+    count = 3000
+
+    async def main() -> None:
+        async with Broker(broker_settings()) as broker, scripted(broker) as agent:
+            await agent.expect(control.Registered)
+            loop = asyncio.get_running_loop()
+            dials = [
+                loop.create_task(broker.open_connection("instance1.testdom", 80, timeout=60))
+                for _ in range(count)
+            ]
+            for _ in range(count):
+                request = await agent.expect(control.Connect)
+                await agent.send(control.ConnectFailed(request.connection_id, "not today"))
+            await asyncio.wait(dials)
+            assert {type(dial.exception()) for dial in dials} == {ServiceRefused}
 
     run(main())
 
@@ -339,7 +359,7 @@ def test_when_all_candidates_fail_the_last_ones_reason_is_told() -> None:
             for agent, why in ((one, "first"), (two, "second")):
                 request = await agent.expect(control.Connect)
                 await agent.send(control.ConnectFailed(request.connection_id, why))
-            with pytest.raises(ServiceRefused, match="^testdom:80: second$"):
+            with pytest.raises(ServiceRefused, match=r"^testdom:80: second$"):
                 await dial
 
     run(main())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import re
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from mitm import answering, confdir, curl, service
+from mitm import answering, confdir, curl, read_head, service
 from programs import path_of
 from tunnel import agent_settings, running
 from whip_addon import commands
@@ -287,6 +288,7 @@ def run_whip(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @dataclass
 class Running:
+    stop: Callable[[], None]
     port: int
     control_port: int
     lines: list[str]
@@ -302,6 +304,7 @@ async def whip_proxy(*arguments: str, **environment: str) -> AsyncIterator[Runni
     process = await asyncio.create_subprocess_exec(
         *(path_of("whip"), "proxy", "--proxy-listen-port=0", "--metrics-listen="),
         *("--whip-tcp-listen-port=0", "--whip-grpc-listen-port=0", *ADDRESS),
+        "--whip-listen-host=127.0.0.1",
         *(*arguments, "--", "--set", f"confdir={confdir()}"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -327,8 +330,10 @@ async def whip_proxy(*arguments: str, **environment: str) -> AsyncIterator[Runni
         control_port = await port(r"agents register at port (\d+)")
         proxy_port = await port(r"listening at 127\.0\.0\.1:(\d+)")
         following = asyncio.get_running_loop().create_task(follow())
-        yield Running(proxy_port, control_port, lines)
-        process.terminate()
+        # Twice would be once too often: the second could come when nobody catches it.
+        stop = functools.cache(process.terminate)
+        yield Running(stop, proxy_port, control_port, lines)
+        stop()
         await following
         assert await process.wait() == 0
         assert "Traceback" not in "\n".join(lines)
@@ -421,6 +426,34 @@ def test_the_door_asks_for_a_password_and_is_reached_over_tls_only(authority: Au
             assert plain.output.startswith("HTTP/1.1 400 ")
             assert "over TLS only" in plain.output
         assert not any("s3cr" in line for line in proxy.lines)
+
+    asyncio.run(main())
+
+
+def test_it_stops_quietly_while_streams_are_open(authority: Authority) -> None:
+    async def greets(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello\n")
+        await reader.read()
+
+    async def main() -> None:
+        async with (
+            service(greets) as port,
+            whip_proxy(*_tls(authority.server_files())) as proxy,
+            _agent(port, authority, proxy.control_port) as agent,
+        ):
+            await agent.wait_registered()
+            reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+            writer.write(f"CONNECT instance1.testdom:{port} HTTP/1.1\r\n\r\n".encode())
+            await read_head(reader)
+            assert await reader.readline() == b"hello\n"
+            idle, idle_writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+            proxy.stop()
+            # What is cut off does not look like an end.
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+            assert await idle.read() == b""
+            idle_writer.close()
+            writer.close()
 
     asyncio.run(main())
 

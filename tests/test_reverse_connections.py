@@ -21,6 +21,7 @@ from tunnel import (
     saying,
     scripted,
     service,
+    until,
 )
 from whip_core import Broker, control, preamble
 from whip_core.preamble import OldPreamble, Preamble
@@ -95,8 +96,7 @@ def test_a_connection_of_an_ended_session_is_refused() -> None:
         async with dialled() as (broker, agent, request):
             async with scripted(broker, registration("instance2")) as other:
                 mine = await other.expect(control.Registered)
-            while len(broker.agents) > 1:
-                await asyncio.sleep(0)
+            await until(lambda: len(broker.agents) == 1)
             late = Preamble(mine.session_id, mine.secret)
             assert "no session or dial" in await refusal(agent, request, late)
 

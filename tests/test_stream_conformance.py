@@ -11,6 +11,7 @@ import pytest
 
 from streams import (
     EXTRA,
+    MOST_HELD,
     Pair,
     Recorder,
     digest,
@@ -19,12 +20,10 @@ from streams import (
     open_streams,
     pattern,
     turns,
+    write_until_stuck,
 )
 
 MB = 1_000_000
-MOST_HELD = 1_000_000
-"""Octets that a stream to a reader that does not read may take: both ends' buffers, and the
-kernel's in the tests (some 300 KB in all), and room to spare. Tests offer 20 times more."""
 
 
 # Data
@@ -103,20 +102,6 @@ async def test_extra_information_is_what_the_stream_was_given(pair: Pair) -> Non
 
 
 # Pauses
-
-
-async def write_until_stuck(one: Recorder, piece: bytes) -> int:
-    """Write as long as the transport takes more; how much that was."""
-    sent = 0
-    while sent < 20 * MOST_HELD:
-        if one.write_paused:
-            await turns()
-            if one.write_paused:
-                break
-        one.transport.write(piece)
-        sent += len(piece)
-        await asyncio.sleep(0)
-    return sent
 
 
 @every_kind()
@@ -213,9 +198,9 @@ async def test_a_writer_that_fills_the_buffer_when_connected_is_paused_once(pair
 async def test_readers_and_writers_work_on_it(pair: Pair) -> None:
     (reader, writer), (other_reader, other_writer) = map(open_streams, (pair.one, pair.other))
     writer.write(b"GET /\n" + pattern(MB))
-    await writer.drain()
     assert await other_reader.readline() == b"GET /\n"
-    assert await other_reader.readexactly(MB) == pattern(MB)
+    body, _ = await asyncio.gather(other_reader.readexactly(MB), writer.drain())
+    assert body == pattern(MB)
     other_writer.write(b"answer")
     other_writer.close()
     assert await reader.read() == b"answer"

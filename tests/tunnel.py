@@ -42,12 +42,14 @@ class _Errors(logging.Handler):
         self.messages.append(self.format(record))
 
 
-def run(main: Coroutine[Any, Any, T], *, logs_errors: bool = False) -> T:
+def run(
+    main: Coroutine[Any, Any, T], *, logs_errors: bool = False, patience: float = PATIENCE
+) -> T:
     """Run a test's coroutine: it ends in time, logs no error and leaves no task behind."""
     errors = _Errors()
 
     async def watched() -> T:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patience):
             result = await main
         if left := asyncio.all_tasks() - {asyncio.current_task()}:
             # Those of gRPC that are ending need another moment.
@@ -252,6 +254,7 @@ async def running(
 async def service(handler: Handler, host: str = "127.0.0.1") -> AsyncIterator[int]:
     """A TCP server; gives its port. Connections are closed behind the handler."""
     tasks: set[asyncio.Task[None]] = set()
+    writers: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -263,6 +266,7 @@ async def service(handler: Handler, host: str = "127.0.0.1") -> AsyncIterator[in
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.get_running_loop().create_task(serve(reader, writer))
+        writers.append(writer)
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
@@ -274,6 +278,8 @@ async def service(handler: Handler, host: str = "127.0.0.1") -> AsyncIterator[in
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for writer in writers:
+            writer.close()
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -55,17 +55,26 @@ class WatchedReader:
 
     async def read(self, n: int = -1) -> bytes:
         try:
-            return await self._reader.read(n)
+            data = await self._reader.read(n)
         except OSError as error:
             if rest := self._take_rest():
                 return rest
-            self._report(error)
+            self.report(error)
             raise
         except asyncio.CancelledError:
             # mitmproxy cancels the reading when a write has failed: the break came first.
             if (found := self._reader.exception()) is not None:
-                self._report(found)
+                self.report(found)
             raise
+        if not data:
+            self._on_break = None
+        return data
+
+    def report(self, error: BaseException) -> None:
+        """Tell of the break, unless the stream has ended or it was told before."""
+        on_break, self._on_break = self._on_break, None
+        if on_break is not None:
+            on_break(error)
 
     def _take_rest(self) -> bytes:
         """What had arrived before the break: asyncio's reader keeps it, and never gives it."""
@@ -73,11 +82,6 @@ class WatchedReader:
         rest = bytes(buffer)
         buffer.clear()
         return rest
-
-    def _report(self, error: BaseException) -> None:
-        on_break, self._on_break = self._on_break, None
-        if on_break is not None:
-            on_break(error)
 
 
 class HalfClosingWriter:
@@ -105,6 +109,7 @@ class BrokenStreams:
     name = "whip.broken"
 
     def __init__(self) -> None:
+        self._watched: weakref.WeakSet[WatchedReader] = weakref.WeakSet()
         # The values are weak as well: a flow holds its server.
         self._pipes: ByServer[flow.Flow] = weakref.WeakKeyDictionary()
         self._layers: ByServer[NextLayer] = weakref.WeakKeyDictionary()
@@ -123,7 +128,14 @@ class BrokenStreams:
             if client is not None and server is not None:
                 self._on_break(client, server, error)
 
-        return WatchedReader(reader, on_break), HalfClosingWriter(writer)
+        watched = WatchedReader(reader, on_break)
+        self._watched.add(watched)
+        return watched, HalfClosingWriter(writer)
+
+    def break_all(self, error: BaseException) -> None:
+        """Every stream that has not ended is cut off here and now."""
+        for watched in list(self._watched):
+            watched.report(error)
 
     def tcp_start(self, tcp_flow: tcp.TCPFlow) -> None:
         self._pipes[tcp_flow.server_conn] = weakref.ref(tcp_flow)
@@ -151,8 +163,6 @@ class BrokenStreams:
         logger.info("%s", text, extra={"client": http_flow.client_conn.peername})
         # mitmproxy breaks off what has this text for its error; ours says why as well.
         http_flow.error = flow.Error(Answer(flow.Error.KILLED_MESSAGE, 502, REASON))
-        if http_flow.client_conn.alpn != b"h2":
-            _reset(http_flow.client_conn)
 
     def _on_break(self, client: Client, server: Server, error: BaseException) -> None:
         pipe = _noted(self._pipes, server)
@@ -163,6 +173,9 @@ class BrokenStreams:
             _reset(client)
         elif (http_flow := _noted(self._until_end, server)) is not None:
             self._broken[http_flow] = f"the response of {_address_of(server)} is cut: {error}"
+            has_begun = http_flow.response is not None and http_flow.response.stream
+            if has_begun and client.alpn != b"h2":
+                _reset(client)
 
     def _is_ignored_tcp(self, server: Server) -> bool:
         decision = _noted(self._layers, server)

@@ -34,6 +34,7 @@ from whip_addon.callers import Callers
 from whip_addon.counting import Counting, Counts
 from whip_addon.dialing import Dialer, Dials, Rules
 from whip_addon.door import Door
+from whip_addon.ending import end_clients
 from whip_addon.forwarded import Forwarded
 from whip_addon.guard import Guard
 from whip_addon.passthrough import Passthrough
@@ -41,7 +42,7 @@ from whip_addon.routing import Route, route
 from whip_addon.settings import BY_NAME, WHILE_RUNNING, AddonSettings
 from whip_addon.streaming import Streaming
 from whip_core import Broker, metrics
-from whip_core.errors import BrokerClosed, SettingsError, WhipError
+from whip_core.errors import BrokerClosed, SettingsError, StreamCut, WhipError
 from whip_core.forward import ForwardSpec
 from whip_core.plugin_files import load_plugins
 from whip_core.settings import BrokerSettings, is_loopback
@@ -110,8 +111,8 @@ class WhipAddon:
         self._stop = asyncio.Event()
         self._answers = Answers()
         callers = Callers(self._request_id_header)
-        broken = BrokenStreams()
-        self._dialer = Dialer(self._ready, self._rules, callers, broken)
+        self._broken = BrokenStreams()
+        self._dialer = Dialer(self._ready, self._rules, callers, self._broken)
         self._door = Door(callers.prove_names)
         self.addons: list[object] = [
             Guard(lambda: self._fault, self._way, self._dialer.has_dialled),
@@ -121,7 +122,7 @@ class WhipAddon:
             Passthrough(self._passthrough, self._passed_through),
             Streaming(),
             Forwarded(self._routes),
-            broken,
+            self._broken,
             Counting(self._counts),
         ]
         if self._is_second:
@@ -200,6 +201,8 @@ class WhipAddon:
             self._broker = None
             self._started.set()
             if self._stop.is_set():
+                if ctx.master.should_exit.is_set():
+                    await end_clients()
                 self._leave()
 
     async def _serve(self, broker: RunningBroker, settings: AddonSettings) -> None:
@@ -211,6 +214,8 @@ class WhipAddon:
             self._started.set()
             await self._stop.wait()
             self._broker = None
+            if ctx.master.should_exit.is_set():
+                self._broken.break_all(StreamCut("the proxy ends: the stream is incomplete"))
 
     def _leave(self) -> None:
         self._answers.uninstall()

@@ -77,8 +77,7 @@ def is_taken() -> bool:
 def install(dial: Dial) -> None:
     """Let `dial` open mitmproxy's TCP connections. Raises `SeamNotFound` or `SeamTaken`."""
     check()
-    present = vars(server).get("asyncio")
-    if present is not asyncio and not (isinstance(present, _AsyncioWithDial) and present.retired):
+    if is_taken():
         raise SeamTaken(
             "this mitmproxy already opens its connections through another addon: "
             "load whip's addon once"

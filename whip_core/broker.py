@@ -113,6 +113,8 @@ class Broker:
     ) -> None:
         self._dialer.closed = True
         self._dialer.agents_changed()
+        # First of all: agents open a new connection for each parked one that is closed.
+        await self._reverse.__aexit__()
         for session in self._registry:
             self._end(session, RegistrationError("the broker is shutting down", code="closing"))
         await self._stack.aclose()

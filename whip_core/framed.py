@@ -340,6 +340,7 @@ class FramedConnection(asyncio.Protocol):
         self._inside_frame = True
         for start in range(0, size, frames.MAX_DATA_SIZE):
             piece = view[start : start + frames.MAX_DATA_SIZE]
+            # Not `writelines`: in Python 3.12 and 3.13.0 it never pauses the protocol.
             self.transport.write(self._codec.data_header(len(piece)))
             self.transport.write(piece)
         self._inside_frame = False

@@ -218,9 +218,10 @@ class FrameCodec:
     def open(self, port: int, dial_id: bytes, name: str = "") -> bytes:
         if len(dial_id) != DIAL_ID_SIZE:
             raise LocalProtocolError(f"a dial id has {DIAL_ID_SIZE} bytes")
+        body = port.to_bytes(2, "big") + dial_id + name.encode()
         self._send(FrameType.OPEN)
         self.dial_id = dial_id
-        return _frame(FrameType.OPEN, port.to_bytes(2, "big") + dial_id + name.encode())
+        return _frame(FrameType.OPEN, body)
 
     def opened(self) -> bytes:
         self._send(FrameType.OPENED)

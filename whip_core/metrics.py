@@ -174,6 +174,19 @@ class AgentMetrics:
         self._reconnects.inc()
 
 
+def listen_address(listen: str) -> tuple[str, int] | None:
+    """Host and port of "host:port" (no host: loopback); None for an empty text.
+
+    Raises `SettingsError` for anything else.
+    """
+    if not listen:
+        return None
+    host, _, port = listen.rpartition(":")
+    if not (port.isascii() and port.isdigit() and int(port) <= 65535):
+        raise SettingsError(f"--metrics-listen {listen!r} is not HOST:PORT, e.g. 127.0.0.1:9464")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
 @contextlib.contextmanager
 def serve(listen: str, registry: CollectorRegistry, *, chosen: bool) -> Iterator[str | None]:
     """Serve `/metrics` at `listen` ("host:port", empty: not at all) while the block runs.
@@ -181,15 +194,13 @@ def serve(listen: str, registry: CollectorRegistry, *, chosen: bool) -> Iterator
     Gives the address it got. A port that is taken raises `SettingsError` if the address
     was `chosen`, and is a warning if it is only the default.
     """
-    if not listen:
+    address = listen_address(listen)
+    if address is None:
         yield None
         return
-    host, _, port = listen.rpartition(":")
-    if not port.isdigit() or int(port) > 65535:
-        raise SettingsError(f"--metrics-listen {listen!r} is not HOST:PORT, e.g. 127.0.0.1:9464")
-    host = host.strip("[]") or "127.0.0.1"
+    host, port = address
     try:
-        server, thread = start_http_server(int(port), addr=host, registry=registry)
+        server, thread = start_http_server(port, addr=host, registry=registry)
     except OSError as error:
         problem = f"cannot serve metrics at {listen}: {error.strerror or error}"
         if chosen:

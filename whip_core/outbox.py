@@ -15,8 +15,8 @@ from whip_core.tasks import TaskSet
 
 logger = logging.getLogger(__name__)
 
-MAX_UNSENT = 1024
-"""Messages that may wait for a peer that does not read: a burst of dials, not a leak."""
+MAX_UNSENT = 16 * 1024
+"""Messages that may wait for a peer that does not read: any burst of dials, and 1 MB or so."""
 
 
 class Outbox:

@@ -148,7 +148,8 @@ def _json_object(data: bytes) -> dict[str, object]:
 
 
 def _text(body: dict[str, object], key: str) -> str:
+    """Printable, because it is logged, and because half a surrogate pair cannot be encoded."""
     value = body.get(key, "")
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value.isprintable():
         raise RemoteProtocolError(f"the preamble's {key!r} is no text")
     return value

@@ -62,10 +62,12 @@ class RawConnection(asyncio.Protocol):
             self.stream.data_arrived(data)
 
     def eof_received(self) -> bool:
-        self._peer_ended = True
+        # Reading that is resumed after an end finds that end again.
+        again, self._peer_ended = self._peer_ended, True
         if self._drain is not None:
             return False
-        self.stream.end_arrived()
+        if not again:
+            self.stream.end_arrived()
         return self.can_half_close and not self._we_ended
 
     def pause_writing(self) -> None:

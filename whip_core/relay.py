@@ -57,6 +57,8 @@ class RelaySide(asyncio.Protocol):
         peer = self.peer
         if peer is None:
             self._early.append(data)
+            if self.transport is not None:
+                self.transport.pause_reading()
         else:
             assert peer.transport is not None
             peer.transport.write(data)

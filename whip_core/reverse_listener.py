@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from whip_core import tls_transport
 from whip_core.certificates import certificate_names
 from whip_core.errors import RemoteProtocolError
 from whip_core.frames import FrameCodec, Role
 from whip_core.preamble import OldPreamble, Preamble, PreambleReader
 from whip_core.sockets import bind, duplex, peer_address
 from whip_core.tls import peer_certificate
-from whip_core.tls_transport import accepting
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +68,8 @@ class ReverseListener:
     async def __aenter__(self) -> ReverseListener:
         sockets = bind(self._hosts, self.port, "choose another with --whip-tcp-listen-port")
         self.port = sockets[0].getsockname()[1]
-        loop = asyncio.get_running_loop()
         for sock in sockets:
-            self._servers.append(
-                await loop.create_server(self._factory(), sock=sock, backlog=BACKLOG)
-            )
+            self._servers.append(await self._serve(sock))
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -80,10 +78,18 @@ class ReverseListener:
         for transport in list(self._transports):
             transport.abort()
 
-    def _factory(self) -> Callable[[], asyncio.BaseProtocol]:
+    async def _serve(self, sock: socket.socket) -> asyncio.Server:
         if self._context is None:
-            return self._incoming
-        return accepting(self._incoming, self._context, self._handshake_timeout, self._no_handshake)
+            loop = asyncio.get_running_loop()
+            return await loop.create_server(self._incoming, sock=sock, backlog=BACKLOG)
+        return await tls_transport.serve(
+            self._incoming,
+            sock,
+            self._context,
+            handshake_timeout=self._handshake_timeout,
+            on_failure=self._no_handshake,
+            backlog=BACKLOG,
+        )
 
     def _incoming(self) -> asyncio.Protocol:
         return _Incoming(self._welcome, self._preamble_timeout, self._transports)

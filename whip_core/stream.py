@@ -169,8 +169,11 @@ class Stream(asyncio.Transport):
     def _go_on_reading(self) -> None:
         if self._holds_back():
             return
-        self._deliver_held_back()
-        if not (self._paused or self._lost):
+        if self._held_back or self.cause is not None:
+            # As in asyncio, never from inside the call that resumes: a StreamReader that is
+            # given data there waits for it for ever.
+            asyncio.get_running_loop().call_soon(self._deliver_held_back)
+        else:
             self._carrier.resume_reading(self)
 
     def _holds_back(self) -> bool:
@@ -197,6 +200,8 @@ class Stream(asyncio.Transport):
             return
         if self._holds_back() or self._held_back:
             self._held_back.append(data)
+            # Again, because uvloop has not heard a pause from within `connection_made`.
+            self._carrier.pause_reading(self)
         else:
             self._deliver_data(data)
 
@@ -239,8 +244,12 @@ class Stream(asyncio.Transport):
                 self._deliver_end()
             else:
                 self._deliver_data(event)
-        if self.cause is not None and not self._held_back:
+        if self._held_back:
+            return
+        if self.cause is not None:
             self._deliver_lost()
+        elif self.is_reading():
+            self._carrier.resume_reading(self)
 
     def _deliver_data(self, data: bytes | memoryview) -> None:
         protocol = cast(asyncio.Protocol, self._protocol)

@@ -1,8 +1,9 @@
-"""TLS over any asyncio transport: a thin protocol around `ssl.SSLObject`.
+"""TLS for reverse connections: uvloop's own where it runs, a thin one of ours elsewhere.
 
-asyncio's own TLS keeps a buffer of 256 KiB for each connection; this keeps none, because
-what is decrypted is handed on before the call returns: all connections share two buffers.
-The cryptography, and every decision about the handshake, is OpenSSL's.
+uvloop's is lean, and faster than Python can be. asyncio's keeps a buffer of 256 KiB for
+each connection; ours, a protocol around `ssl.SSLObject`, keeps none, because what is
+decrypted is handed on before the call returns: all connections share two buffers. The
+cryptography, and every decision about the handshake, is OpenSSL's in each.
 
 An end by TLS's own means (close_notify) is `eof_received`. A connection that goes without
 it is `connection_lost` alone, so that a cut cannot pass for an end. Ending one direction
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import ssl
 from collections.abc import Callable
 from typing import Any, cast
@@ -295,16 +297,29 @@ class _Wire(asyncio.BufferedProtocol):
             self._drain = None
 
 
-def accepting(
+async def serve(
     factory: Callable[[], asyncio.Protocol],
+    sock: socket.socket,
     context: ssl.SSLContext,
+    *,
     handshake_timeout: float,
     on_failure: Callable[[tuple[str, int], Exception], None],
-) -> Callable[[], asyncio.BaseProtocol]:
-    """A protocol factory for `loop.create_server` that puts TLS under `factory`'s.
+    backlog: int = 100,
+) -> asyncio.Server:
+    """A server on the bound `sock` that puts TLS under `factory`'s protocols.
 
-    `on_failure` is told of the peers (host, port) whose handshake failed, and why.
+    `on_failure` is told of peers (host, port) whose handshake failed, and why; uvloop
+    keeps them to itself.
     """
+    loop = asyncio.get_running_loop()
+    if _has_lean_tls(loop):
+        return await loop.create_server(
+            factory,
+            sock=sock,
+            ssl=context,
+            ssl_handshake_timeout=handshake_timeout,
+            backlog=backlog,
+        )
 
     def accept() -> asyncio.BaseProtocol:
         def ended(error: Exception | None) -> None:
@@ -321,7 +336,7 @@ def accepting(
         )
         return wire
 
-    return accept
+    return await loop.create_server(accept, sock=sock, backlog=backlog)
 
 
 async def connect(
@@ -338,6 +353,16 @@ async def connect(
     from the context's CA is for the caller to check.
     """
     loop = asyncio.get_running_loop()
+    if _has_lean_tls(loop):
+        transport, _ = await loop.create_connection(
+            lambda: protocol,
+            host,
+            port,
+            ssl=context,
+            server_hostname=host,
+            ssl_handshake_timeout=handshake_timeout,
+        )
+        return transport
     done: asyncio.Future[None] = loop.create_future()
 
     def ended(error: Exception | None) -> None:
@@ -364,3 +389,7 @@ async def connect(
         raise
     assert wire.upper is not None
     return wire.upper
+
+
+def _has_lean_tls(loop: asyncio.AbstractEventLoop) -> bool:
+    return type(loop).__module__.partition(".")[0] == "uvloop"

@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from bench import agents, dials, idle, machine, picture, report, rounds, service
 from bench.processes import DidNotWork, Missing
@@ -67,6 +66,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=int, default=3, help="of each sample of requests")
     parser.add_argument("--bulk-mb", type=int, default=1000, help="the size of the big body")
     parser.add_argument("--agents", type=int, default=10_000, help="registered at one broker")
+    parser.add_argument(
+        "--watch", type=int, default=40, help="seconds of pinging them: each has its turn twice"
+    )
     parser.add_argument("--only", default="", help="rows, by the beginnings of their names")
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     options = parser.parse_args(arguments)
@@ -114,7 +116,7 @@ def _measure(
             )
     group(
         [AGENTS, AGENTS_PING, AGENTS_PARKED, CONNECTION_PARKED],
-        lambda: agents.on_broker(folder, options.agents, progress),
+        lambda: agents.on_broker(folder, options.agents, options.watch, progress),
     )
     group([CONNECTION_MITMPROXY], lambda: agents.in_mitmproxy(folder, options.agents, progress))
 

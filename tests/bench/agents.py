@@ -30,8 +30,6 @@ WARM_UP = 50
 """Agents that come first, so that code and buffers of the first ones do not count."""
 SETTLE = 3.0
 """Seconds without a change before memory is read."""
-WATCH = 40.0
-"""Seconds of pinging that are watched: each agent has its turn twice."""
 IN_MITMPROXY = 1000
 """Agents parked inside mitmproxy."""
 
@@ -107,8 +105,10 @@ def _one(value: float) -> Spread:
     return Spread.of([value])
 
 
-def on_broker(folder: Path, count: int, progress: Callable[[str], None]) -> list[Measured]:
-    """`count` agents on one `whip forward`: none parked, watched, one parked each."""
+def on_broker(
+    folder: Path, count: int, watch: int, progress: Callable[[str], None]
+) -> list[Measured]:
+    """`count` agents on one `whip forward`: none parked, watched so long, one parked each."""
     room = descriptor_limit() - SPARE_DESCRIPTORS - WARM_UP
     count = min(count, room)
     with _fleet(folder, "forward") as (broker, fleet):
@@ -117,9 +117,9 @@ def on_broker(folder: Path, count: int, progress: Callable[[str], None]) -> list
         progress(f"agents: registering {count:,}")
         fleet.register(count)
         none_parked = (_settled_kb(pid) - start) / count
-        progress(f"agents: watching {count:,} being pinged for {WATCH:g} s")
+        progress(f"agents: watching {count:,} being pinged for {watch} s")
         meter, began = Meter({"broker": pid}), time.monotonic()
-        time.sleep(WATCH)
+        time.sleep(watch)
         cores = meter.read()["broker"] / (time.monotonic() - began)
         before = resident_kb(pid)
         progress("agents: parking a connection each")

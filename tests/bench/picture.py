@@ -45,8 +45,7 @@ def draw(source: Path, target: Path) -> str:
 
 def _rows(panel: Any, rows: list[dict[str, Any]]) -> None:
     """Each row as a multiple of its target, where more than 1 is better than asked for."""
-    rows = rows[::-1]
-    for height, row in enumerate(rows):
+    for height, row in enumerate(reversed(rows)):
         better = _beyond(row, row["median"])
         ends = sorted((_beyond(row, row["low"]), _beyond(row, row["high"])))
         panel.barh(height, better, color=OURS if row["met"] else MISSED)
@@ -54,7 +53,7 @@ def _rows(panel: Any, rows: list[dict[str, Any]]) -> None:
         text = f" {row['median']:.3g} {row['unit']} ({row['target_is']} {row['target']:g})"
         panel.text(max(better, ends[1]), height, text, va="center", fontsize=8)
     panel.axvline(1, color="black", linestyle=":", linewidth=1)
-    panel.set_yticks(range(len(rows)), [f"{row['what']}" for row in rows], fontsize=8)
+    panel.set_yticks(range(len(rows)), [row["what"] for row in reversed(rows)], fontsize=8)
     panel.margins(x=0.2)
     panel.set_title("whip against its targets (1 = as good as asked for)", fontsize=10)
 
@@ -66,12 +65,11 @@ def _beyond(row: dict[str, Any], value: float) -> float:
 
 
 def _rates(panel: Any, rates: list[dict[str, Any]]) -> None:
-    rates = rates[::-1]
-    for height, one in enumerate(rates):
+    for height, one in enumerate(reversed(rates)):
         panel.barh(height, one["median"], color=OURS if "whip" in one["contender"] else THEIRS)
         panel.plot([one["low"], one["high"]], [height, height], color="black", linewidth=1)
         panel.text(one["median"], height, f" {one['median']:,.0f}", va="center", fontsize=8)
-    panel.set_yticks(range(len(rates)), [one["contender"] for one in rates], fontsize=8)
+    panel.set_yticks(range(len(rates)), [one["contender"] for one in reversed(rates)], fontsize=8)
     panel.set_title(f"{rates[0]['workload']}, {rates[0]['unit']}", fontsize=10)
     panel.margins(x=0.25)
     panel.set_xticks([])

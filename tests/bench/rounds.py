@@ -19,7 +19,7 @@ from bench.spread import Spread, ratios
 from bench.usage import Meter, resident_kb
 
 WARM_UP = 1
-"""Seconds of a workload that do not count: parked connections are opened, code is warm."""
+"""Seconds of requests that do not count: parked connections are opened, code is warm."""
 PAUSE = 0.3
 """Seconds between two samples, in which the connections of the first are taken down."""
 
@@ -101,7 +101,7 @@ def run(
     """One series for each contender. One that fails is said and has no more rounds."""
     series = {contender.name: Series(contender.name, workload) for contender in contenders}
     alive = list(contenders)
-    for number in range(rounds + 1):
+    for number in range(0 if WORKLOADS[workload].connections else 1, rounds + 1):
         progress(f"{workload}: {f'round {number} of {rounds}' if number else 'warm-up'}")
         for contender in tuple(alive):
             try:

@@ -53,7 +53,7 @@ def resident_kb(pid: int) -> float:
 
 def descriptors(pid: int) -> int:
     """Open descriptors of the one process."""
-    return len(os.listdir(PROC / str(pid) / "fd"))
+    return sum(1 for _ in (PROC / str(pid) / "fd").iterdir())
 
 
 class Meter:
