@@ -1,9 +1,10 @@
-"""TLS for reverse connections: uvloop's own where it runs, a thin one of ours elsewhere.
+"""TLS over any asyncio transport: a thin protocol around `ssl.SSLObject`.
 
-uvloop's is lean, and faster than Python can be. asyncio's keeps a buffer of 256 KiB for
-each connection; ours, a protocol around `ssl.SSLObject`, keeps none, because what is
-decrypted is handed on before the call returns: all connections share two buffers. The
-cryptography, and every decision about the handshake, is OpenSSL's in each.
+asyncio's own TLS keeps a buffer of 256 KiB for each connection; this keeps none, because
+what is decrypted is handed on before the call returns: all connections share two buffers.
+uvloop's is lean and a little faster, but hangs when both ends write megabytes at once
+over small socket buffers (uvloop 0.23; the conformance suite's first test shows it). The
+cryptography, and every decision about the handshake, is OpenSSL's.
 
 An end by TLS's own means (close_notify) is `eof_received`. A connection that goes without
 it is `connection_lost` alone, so that a cut cannot pass for an end. Ending one direction
@@ -308,18 +309,8 @@ async def serve(
 ) -> asyncio.Server:
     """A server on the bound `sock` that puts TLS under `factory`'s protocols.
 
-    `on_failure` is told of peers (host, port) whose handshake failed, and why; uvloop
-    keeps them to itself.
+    `on_failure` is told of peers (host, port) whose handshake failed, and why.
     """
-    loop = asyncio.get_running_loop()
-    if _has_lean_tls(loop):
-        return await loop.create_server(
-            factory,
-            sock=sock,
-            ssl=context,
-            ssl_handshake_timeout=handshake_timeout,
-            backlog=backlog,
-        )
 
     def accept() -> asyncio.BaseProtocol:
         def ended(error: Exception | None) -> None:
@@ -336,6 +327,7 @@ async def serve(
         )
         return wire
 
+    loop = asyncio.get_running_loop()
     return await loop.create_server(accept, sock=sock, backlog=backlog)
 
 
@@ -353,16 +345,6 @@ async def connect(
     from the context's CA is for the caller to check.
     """
     loop = asyncio.get_running_loop()
-    if _has_lean_tls(loop):
-        transport, _ = await loop.create_connection(
-            lambda: protocol,
-            host,
-            port,
-            ssl=context,
-            server_hostname=host,
-            ssl_handshake_timeout=handshake_timeout,
-        )
-        return transport
     done: asyncio.Future[None] = loop.create_future()
 
     def ended(error: Exception | None) -> None:
@@ -389,7 +371,3 @@ async def connect(
         raise
     assert wire.upper is not None
     return wire.upper
-
-
-def _has_lean_tls(loop: asyncio.AbstractEventLoop) -> bool:
-    return type(loop).__module__.partition(".")[0] == "uvloop"

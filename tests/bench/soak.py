@@ -29,10 +29,10 @@ PACE = 0.02
 """Seconds between two jobs of a worker: steady, and far from what the machine can do."""
 KEPT = 20
 """Requests on one kept connection."""
-WARM_UP = 0.2
+WARM_UP = 1 / 3
 """The part of the time after which memory is taken to have reached its level."""
-GROWTH_MB = 4.0
-"""What memory may differ at the end: the allocator's grain, far below any leak that counts."""
+GROWTH_MB = 8.0
+"""What memory may differ at the end: the allocator's grain, and far below a leak of an hour."""
 SETTLES_WITHIN = 90.0
 """Seconds for descriptors to be as before: parked connections go window by window."""
 EVERY = 10.0
@@ -132,14 +132,18 @@ class Use:
         )
 
 
-def leaks(fresh: Use, warm: Use, end: Use) -> list[str]:
-    """What did not end where it began: descriptors as when fresh, memory as when warm."""
-    found = [
+def descriptors_left(fresh: Use, end: Use) -> list[str]:
+    """Which processes have more descriptors than before the load."""
+    return [
         f"{name}: {end.descriptors[name]} descriptors, {before} at the start"
         for name, before in fresh.descriptors.items()
         if end.descriptors[name] > before
     ]
-    return found + [
+
+
+def memory_left(warm: Use, end: Use) -> list[str]:
+    """Which processes have more memory than when the load had warmed them up."""
+    return [
         f"{name}: {end.megabytes[name]:.1f} MB, {before:.1f} MB when it was warm"
         for name, before in warm.megabytes.items()
         if end.megabytes[name] > before + GROWTH_MB
@@ -150,7 +154,7 @@ async def _soak(contender: Contender, seconds: float) -> list[str]:
     load = Load(contender.place.port)
     began = time.monotonic()
     warm_at, end_at = began + seconds * WARM_UP, began + seconds
-    fresh, warm = Use.of(contender), None
+    fresh = Use.of(contender)
     print(f"start: {fresh}")
 
     async def watch() -> Use:
@@ -168,11 +172,11 @@ async def _soak(contender: Contender, seconds: float) -> list[str]:
         watching = group.create_task(watch(), name="watch")
     warm = watching.result()
     end, settles_by = Use.of(contender), time.monotonic() + SETTLES_WITHIN
-    while leaks(fresh, warm, end) and time.monotonic() < settles_by:
+    while descriptors_left(fresh, end) and time.monotonic() < settles_by:
         await asyncio.sleep(1)
         end = Use.of(contender)
-    print(f"end:   {end}; {dict(load.done)}")
-    return leaks(fresh, warm, end)
+    print(f"end, {time.monotonic() - end_at:.0f} s after the load: {end}; {dict(load.done)}")
+    return descriptors_left(fresh, end) + memory_left(warm, end)
 
 
 def main(arguments: list[str] | None = None) -> int:
