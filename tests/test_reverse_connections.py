@@ -71,7 +71,7 @@ def test_a_connection_with_a_wrong_secret_is_refused() -> None:
         async with dialled() as (_, agent, request):
             assert agent.registered is not None
             session = agent.registered.session_id
-            for secret in ("", "0" * 32, agent.registered.secret[:-1], "\ud800"):
+            for secret in ("", "0" * 32, agent.registered.secret[:-1], "é"):
                 wrong = Preamble(session, secret, request.connection_id)
                 assert "wrong secret" in await refusal(agent, request, wrong)
 
@@ -226,6 +226,7 @@ def test_over_tls_a_handshake_that_does_not_end_is_given_up() -> None:
         b"\x01\x00\x00\x02[]",
         b"\x01\x00\x00\x02\xff\xff",
         b'\x01\x00\x00\x0f{"session": 12}',
+        b'\x01\x00\x00\x13{"secret":"\\ud800"}',
         b"{" * 5000,
         b"{]}",
         b'{"connectionID": 5}',

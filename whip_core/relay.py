@@ -96,7 +96,10 @@ class RelaySide(asyncio.Protocol):
             else:
                 peer.transport.close()
         if self._on_done is not None and (peer is None or peer._lost):
-            self._on_done()
+            on_done, self._on_done = self._on_done, None
+            if peer is not None:
+                peer._on_done = None
+            on_done()
 
     def _begin(self) -> None:
         """Go on, or break off, from where things stood when the pair was joined."""

@@ -257,9 +257,7 @@ class Session:
         if isinstance(preamble, OldPreamble):
             if self.speaks_frames:
                 raise RemoteProtocolError(f"{self.name} does not speak the old protocol")
-        elif not hmac.compare_digest(
-            preamble.secret.encode(errors="replace"), self.secret.encode()
-        ):
+        elif not hmac.compare_digest(preamble.secret.encode(), self.secret.encode()):
             raise RemoteProtocolError(f"a reverse connection for {self.name} with a wrong secret")
 
     def _framed(self) -> FramedConnection:

@@ -141,7 +141,7 @@ def _rates(
             found = [contenders[name] for name in wanted if name in contenders]
             try:
                 results.series += rounds.run(
-                    workload, found, options.rounds, options.seconds, progress
+                    workload, found, options.rounds, options.seconds, progress, missing
                 )
             except Missing as error:
                 missing(workload, str(error))

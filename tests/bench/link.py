@@ -18,46 +18,52 @@ IN_FLIGHT = 4 << 20
 
 
 class _Way:
-    """One direction: `source` is where octets come from, `sink` where they go, once it is there."""
+    """One direction, from `source` to the source of the way `back`, once that is there."""
+
+    back: _Way | None = None
 
     def __init__(self, delay: float, source: asyncio.Transport) -> None:
         self._loop = asyncio.get_running_loop()
         self._delay = delay
         self._open_at = 0.0
-        self._source = source
         self._queue: deque[tuple[float, bytes | None]] = deque()
         self._size = 0
         self._timer: asyncio.TimerHandle | None = None
-        self.sink: asyncio.Transport | None = None
+        self.source = source
+        self.ended = False
 
     def open_in(self, seconds: float) -> None:
         self._open_at = self._loop.time() + seconds
 
     def put(self, data: bytes | None) -> None:
-        """Send octets on their way, or the end (None)."""
+        """Send octets on their way, or the end of this direction (b""), or of both (None)."""
         due = max(self._loop.time(), self._open_at) + self._delay
         self._queue.append((due, data))
         self._size += len(data or b"")
-        if self._size > IN_FLIGHT and not self._source.is_closing():
-            self._source.pause_reading()
+        if self._size > IN_FLIGHT and not self.source.is_closing():
+            self.source.pause_reading()
         self.arm()
 
     def arm(self) -> None:
-        if self._timer is None and self._queue and self.sink is not None:
-            self._timer = self._loop.call_at(self._queue[0][0], self._deliver)
+        if self._timer is None and self._queue and self.back is not None:
+            self._timer = self._loop.call_at(self._queue[0][0], self._deliver, self.back)
 
-    def _deliver(self) -> None:
+    def _deliver(self, back: _Way) -> None:
         self._timer = None
-        assert self.sink is not None
+        sink = back.source
         while self._queue and self._queue[0][0] <= self._loop.time():
             _, data = self._queue.popleft()
-            if data is None:
-                self.sink.close()
-            else:
+            self.ended = self.ended or not data
+            if data:
                 self._size -= len(data)
-                self.sink.write(data)
-        if self._size <= IN_FLIGHT and not self._source.is_closing():
-            self._source.resume_reading()
+                sink.write(data)
+            elif data is None or back.ended:
+                sink.close()
+                self.source.close()
+            elif not sink.is_closing():
+                sink.write_eof()
+        if self._size <= IN_FLIGHT and not self.source.is_closing():
+            self.source.resume_reading()
         self.arm()
 
 
@@ -77,6 +83,10 @@ class _End(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.way.put(data)
+
+    def eof_received(self) -> bool:
+        self.way.put(b"")
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.way.put(None)
@@ -125,8 +135,9 @@ class Link:
             transport.abort()
             return
         self._transports.append(far_transport)
-        near.way.sink, far.way.sink = far_transport, transport
+        near.way.back, far.way.back = far.way, near.way
         near.way.arm()
+        far.way.arm()
 
 
 async def main(round_trip: float, ways: list[str]) -> None:

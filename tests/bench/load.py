@@ -67,7 +67,10 @@ def run(workload: Workload, place: Place, seconds: int) -> Done:
         *("-s", str(SCRIPT), f"http://127.0.0.1:{place.port}/", "--"),
         *(f"{place.origin}/small", place.host, "keep-alive" if workload.keep_alive else "close"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + TIMEOUT)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + TIMEOUT)
+    except subprocess.TimeoutExpired as error:
+        raise DidNotWork("wrk did not come to an end") from error
     return parse(done.stdout, done.stderr)
 
 

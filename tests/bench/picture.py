@@ -52,7 +52,7 @@ def _rows(panel: Any, rows: list[dict[str, Any]]) -> None:
         panel.plot(ends, [height, height], color="black", linewidth=1)
         text = f" {row['median']:.3g} {row['unit']} ({row['target_is']} {row['target']:g})"
         panel.text(max(better, ends[1]), height, text, va="center", fontsize=8)
-    panel.axvline(1, color="black", linestyle=":", linewidth=1)
+    panel.axvline(1, color="black", linestyle=":", linewidth=1, zorder=0)
     panel.set_yticks(range(len(rows)), [row["what"] for row in reversed(rows)], fontsize=8)
     panel.margins(x=0.2)
     panel.set_title("whip against its targets (1 = as good as asked for)", fontsize=10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -17,6 +18,8 @@ STARTS_WITHIN = 60.0
 """Seconds for a program to be ready: on a busy machine mitmproxy alone takes ten."""
 STOPS_WITHIN = 10.0
 POLL = 0.02
+ANSWERS_WITHIN = 300.0
+"""Seconds for a program to answer: the handshakes of thousands of agents lie in between."""
 LOG_TAIL = 600
 """Characters of a program's log that an error shows."""
 SEARCHED = os.pathsep.join(
@@ -69,6 +72,8 @@ class Program:
     def answer(self) -> str:
         """The next line of its standard output. Raises `DidNotWork` if none will come."""
         assert self.popen.stdout is not None
+        if not select.select([self.popen.stdout], [], [], ANSWERS_WITHIN)[0]:
+            raise DidNotWork(f"{self.name}: no answer in {ANSWERS_WITHIN:g} s: {self.log_tail()}")
         line = self.popen.stdout.readline()
         if not line:
             raise DidNotWork(f"{self.name} has ended: {self.log_tail()}")

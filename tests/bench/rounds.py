@@ -97,8 +97,9 @@ def run(
     rounds: int,
     seconds: int,
     progress: Callable[[str], None],
+    missing: Callable[[str, str], None],
 ) -> list[Series]:
-    """One series for each contender. One that fails is said and has no more rounds."""
+    """One series for each contender; `missing` is told of one that fails, which is then out."""
     series = {contender.name: Series(contender.name, workload) for contender in contenders}
     alive = list(contenders)
     for number in range(0 if WORKLOADS[workload].connections else 1, rounds + 1):
@@ -107,7 +108,7 @@ def run(
             try:
                 sample = _sample(workload, contender, seconds if number else WARM_UP)
             except DidNotWork as error:
-                progress(f"{workload}: {contender.name} is out: {error}")
+                missing(f"{contender.name}, {workload}", str(error))
                 alive.remove(contender)
                 continue
             if number:
