@@ -15,7 +15,7 @@ from client_agent.agent import Agent
 from client_agent.endpoints import Endpoint
 from client_agent.exposure import parse_exposure
 from client_agent.settings import DRAIN_TIMEOUT, AgentSettings
-from whip_core.certificates import check_files
+from whip_core.certificates import check_files, expires_at
 from whip_core.errors import SettingsError
 from whip_core.metrics import listen_address, serve
 from whip_core.names import AgentName, check_labels
@@ -91,6 +91,8 @@ def client(
 
 async def _serve(settings: AgentSettings, metrics_listen: str, chosen: bool) -> None:
     agent = Agent(settings)
+    if settings.tls is not None:
+        agent.metrics.certificate_expires(expires_at(settings.tls.cert.read_bytes()))
     loop = asyncio.get_running_loop()
     this = asyncio.current_task()
     assert this is not None

@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 from client_agent import local
 from client_agent.control_client import ControlClient
+from client_agent.exposure import TCPBackend
 from client_agent.parker import Parker
 from client_agent.reverse import ReverseConnector
 from client_agent.settings import AgentSettings
@@ -269,14 +270,16 @@ class BrokerSession:
 
     def _relay(self, dial: str, port: int, tunnel: RelaySide, side: RelaySide) -> None:
         domain = self._settings.name.domain
-        logger.info("dial %s: open to %s", dial, self._settings.exposure[port])
+        backend = self._settings.exposure[port]
+        local_port = str(backend.port) if isinstance(backend, TCPBackend) else "unix"
+        logger.info("dial %s: open to %s", dial, backend)
         self._streams += 1
         self._quiet.clear()
-        self._metrics.connected(domain, port)
+        self._metrics.connected(domain, local_port)
 
         def done() -> None:
             logger.info("dial %s: closed", dial)
-            self._metrics.disconnected(domain, port)
+            self._metrics.disconnected(domain, local_port)
             self._streams -= 1
             if not self._streams:
                 self._quiet.set()

@@ -70,6 +70,7 @@ class Worker:
         self._backoff = backoff()
         self._trouble = ""
         self._draining = False
+        self._was_registered = False
         self._client: ControlClient | None = None
         self._running: set[BrokerSession] = set()
         self.live: BrokerSession | None = None
@@ -87,8 +88,9 @@ class Worker:
                 self._tell(self._explain(closed))
             except (RemoteProtocolError, SettingsError) as error:
                 self._tell(f"broker at {self.address}: {error}")
+            except Exception:
+                logger.exception("the session with the broker at %s failed", self.address)
             await asyncio.sleep(self._backoff.next_delay())
-            self._metrics.reconnecting()
 
     async def drain(self) -> None:
         """Take no new dials and wait until the streams have ended, then say goodbye.
@@ -142,7 +144,8 @@ class Worker:
         self._backoff.reset()
         self._trouble = ""
         self._brokers.changed()
-        self._metrics.registered()
+        self._metrics.registered(again=self._was_registered)
+        self._was_registered = True
         kind = "broker" if session.broker_id else "old broker"
         logger.info("registered %s at the %s %s", self._settings.name, kind, self.address)
 

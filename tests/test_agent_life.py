@@ -230,15 +230,16 @@ def test_a_stopping_agent_does_not_register_again() -> None:
             task = asyncio.get_running_loop().create_task(agent.run())
             await until(lambda: len(agent.registered_at) == 2)
             streams = await broker.open_connection("instance1.testdom", 80)
-            agent.stop()
-            # It has left the broker where no stream runs, and that for good.
-            [left] = [
-                run for address, run in agent._runs.items() if address.port == other.control_port
-            ]
-            await asyncio.wait([left])
-            assert await exchange(streams, b"hello") == b"hello"
-            await task
+            runs = {address.port: run for address, run in agent._runs.items()}
+            with Log() as log:
+                agent.stop()
+                # It leaves the broker where no stream runs, for good and without a word.
+                await asyncio.wait([runs[other.control_port]])
+                assert await exchange(streams, b"hello") == b"hello"
+                await task
             assert other.agents == []
+            assert not log.having("closed the control stream")
+            assert not log.having("registered instance1.testdom")
 
     run(main())
 

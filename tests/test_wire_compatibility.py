@@ -195,6 +195,23 @@ def test_an_old_agent_opens_one_connection_for_each_dial_and_none_is_parked() ->
     run(main())
 
 
+def test_the_late_connection_of_a_cancelled_dial_is_closed_without_a_byte() -> None:
+    """An old agent would hand anything we say on to its service."""
+
+    async def main() -> None:
+        async with old_agent() as (broker, agent):
+            dial = asyncio.get_running_loop().create_task(
+                broker.open_connection("instance1.testdom", 80)
+            )
+            request = await agent.expect(control.Connect)
+            dial.cancel()
+            await asyncio.wait([dial])
+            reader, _ = await agent.connect_back(request, introduce=preamble_for(request))
+            assert await reader.read() == b""
+
+    run(main())
+
+
 def test_the_text_of_a_recorded_connect_failed_reaches_the_caller() -> None:
     async def main() -> None:
         async with old_agent() as (broker, agent):

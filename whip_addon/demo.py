@@ -21,7 +21,7 @@ from socketserver import ThreadingMixIn, UnixStreamServer
 import click
 
 from whip_core.errors import WhipError
-from whip_core.options import Failure
+from whip_core.options import Failure, option
 
 NAME = "instance1.testdom"
 REGISTERED = "whip_server_active_registrations{"
@@ -56,7 +56,7 @@ class _UnixHTTPServer(ThreadingMixIn, UnixStreamServer):
 
 
 @click.command()
-@click.option("--keep", is_flag=True, help="Go on running at the end, until Ctrl-C.")
+@option("--keep", type=bool, default=False, help="Go on running at the end, until Ctrl-C.")
 def demo(keep: bool) -> None:
     """See a request reach a service that has no way in."""
     try:

@@ -79,9 +79,9 @@ class Passthrough:
         handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
         if handler is None:
             return
-        near, far = handler.transports.get(client), handler.transports.get(server)
-        if near is None or far is None or getattr(near.writer, "transport", None) is None:
-            return  # no transport of asyncio's (WireGuard, local redirect)
+        ends = [handler.transports.get(client), handler.transports.get(server)]
+        if not all(map(_can_be_handed_over, ends)):
+            return
         self._relays.add(_Relay(handler, client, server, self._done))
 
     def _done(self, relay: _Relay) -> None:
@@ -177,6 +177,14 @@ class _Relay:
         for protocol in self._protocols:
             protocol.connection_lost(None)
         self._done(self)
+
+
+def _can_be_handed_over(end: Any) -> bool:
+    """Not without a transport of asyncio's (WireGuard, local redirect), nor once an end or a
+    break has reached the reader: the relay would not be told of it again."""
+    if end is None or getattr(end.writer, "transport", None) is None:
+        return False
+    return not (end.reader._eof or end.reader.exception() or end.writer.transport.is_closing())
 
 
 def _take_buffer(reader: Any) -> bytes:

@@ -5,14 +5,21 @@ broker              keeps the agents, opens streams to them
 control stream      gRPC, agent to broker, as long as the agent lives
 reverse connection  TCP, opened by the agent for the broker; carries one stream at a time
 parked              said of a reverse connection that is open and idle
-preamble            the first bytes of a reverse connection: who it is from, and what for
-dial                from a name to a stream: resolve, pick, open
-stream              what a caller gets: an `asyncio.Transport`, hence reader and writer
+dial                from a name to a stream (an `asyncio.Transport`): resolve, pick, open
 """
 
-from whip_core.broker import Broker
+from typing import TYPE_CHECKING, Any
+
 from whip_core.caller import Caller, HttpRequest
 from whip_core.hookspecs import hookimpl
 from whip_core.settings import BrokerSettings, TLSFiles
 
+if TYPE_CHECKING:
+    from whip_core.broker import Broker
 __all__ = ["Broker", "BrokerSettings", "Caller", "HttpRequest", "TLSFiles", "hookimpl"]
+
+
+def __getattr__(name: str) -> Any:  # an agent shares this package, and needs no broker
+    if name != "Broker":
+        raise AttributeError(name)
+    return __import__("whip_core.broker", fromlist=["_"]).Broker

@@ -17,7 +17,7 @@ from whip_core import control, settings
 from whip_core.agents import AgentView, Registration
 from whip_core.authorization import CertificateCoversName
 from whip_core.caller import NOBODY, Caller
-from whip_core.certificates import check_files
+from whip_core.certificates import check_files, expires_at
 from whip_core.control_server import ControlServer, ControlStream
 from whip_core.dialer import Dialer
 from whip_core.errors import RegistrationError, RemoteProtocolError
@@ -31,6 +31,7 @@ from whip_core.registry import Contested, Joined, Registry
 from whip_core.reverse_listener import Arrival, ReverseListener
 from whip_core.session import Awaited, Session
 from whip_core.stream import Stream
+from whip_core.stream_reader import BrokenLastReader
 from whip_core.tls import grpc_server_credentials, server_context
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ ProtocolT = TypeVar("ProtocolT", bound=asyncio.BaseProtocol)
 
 class Broker:
     """An async context manager: while it is open, agents register and can be dialled.
+
+    At its end streams that still run are cut: their readers are told so.
 
         async with Broker(BrokerSettings(external_host="broker.example", tls=files)) as broker:
             reader, writer = await broker.open_connection("instance1.testdom", 80)
@@ -69,12 +72,14 @@ class Broker:
         self._sessions_by_id: dict[str, Session] = {}
         self._dialer = Dialer(self._registry, self.plugins, settings.dial_timeout)
         self._stack = contextlib.AsyncExitStack()
+        self.metrics.watch_parked(self._parked_by_domain)
 
     async def __aenter__(self) -> Broker:
         files = self.settings.tls
         if files is not None:
             for warning in check_files(files):
                 logger.warning(warning)
+            self.metrics.certificate_expires(expires_at(files.cert.read_bytes()))
         async with contextlib.AsyncExitStack() as stack:
             self._reverse = await stack.enter_async_context(
                 ReverseListener(
@@ -114,9 +119,10 @@ class Broker:
         self._dialer.closed = True
         self._dialer.agents_changed()
         # First of all: agents open a new connection for each parked one that is closed.
-        await self._reverse.__aexit__()
+        self._reverse.close()
         for session in self._registry:
             self._end(session, RegistrationError("the broker is shutting down", code="closing"))
+        self._dialer.cut()
         await self._stack.aclose()
 
     @property
@@ -138,6 +144,13 @@ class Broker:
     def agents(self) -> list[AgentView]:
         """Every registered agent, as it is now."""
         return [session.view() for session in self._registry]
+
+    def _parked_by_domain(self) -> dict[str, int]:
+        parked: dict[str, int] = {}
+        for session in self._registry:
+            domain = session.name.domain
+            parked[domain] = parked.get(domain, 0) + session.parked
+        return parked
 
     def routes(self, host: str) -> bool:
         """Whether `host` belongs to whip: it, or its domain, is or was registered or is listed.
@@ -169,7 +182,7 @@ class Broker:
         leaves nothing behind.
         """
         stream = await self._dialer.dial(host, port, caller=caller, wait=wait, timeout=timeout)
-        reader = asyncio.StreamReader(limit=READER_LIMIT)
+        reader = BrokenLastReader(limit=READER_LIMIT)
         protocol = asyncio.StreamReaderProtocol(reader)
         stream.attach(protocol)
         return reader, asyncio.StreamWriter(stream, protocol, reader, asyncio.get_running_loop())
@@ -189,8 +202,12 @@ class Broker:
         Errors and time as for `open_connection`.
         """
         stream = await self._dialer.dial(host, port, caller=caller, wait=wait, timeout=timeout)
-        protocol = protocol_factory()
-        stream.attach(protocol)
+        try:
+            protocol = protocol_factory()
+            stream.attach(protocol)
+        except BaseException:
+            stream.abort()
+            raise
         return stream, protocol
 
     def forward(
@@ -256,7 +273,10 @@ class Broker:
     def _taken(self, session: Session, contested: Contested[Session]) -> RegistrationError:
         host, port = contested.holder.peer.address
         logger.warning(
-            "refused agent %s from %s: the name is held by %s", session.name, session.peer, host
+            "refused agent %s from %s: the name is held by one from %s",
+            session.name,
+            session.peer.address[0],
+            host,
         )
         return RegistrationError(
             f"the name {session.name} is held by a live agent at {host} port {port}; "

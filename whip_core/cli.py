@@ -27,7 +27,8 @@ class CommandsByEntryPoint(click.Group):
             command = point.load()
         except ImportError as error:
             return _unavailable(name, error)
-        assert isinstance(command, click.Command), f"{point.value} is not a click command"
+        if not isinstance(command, click.Command):
+            raise click.ClickException(f"`whip {name}`: {point.value} is no click command")
         return command
 
 
@@ -53,16 +54,14 @@ def main() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
-@click.group()
+class OnlyPKI(CommandsByEntryPoint):
+    """Of all commands the one that the helper of old had."""
+
+    def _found(self) -> dict[str, EntryPoint]:
+        return {name: point for name, point in super()._found().items() if name == "pki"}
+
+
+@click.group(cls=OnlyPKI)
 @click.version_option(package_name="whip-tunnel", prog_name="whiphack")
 def whiphack() -> None:
     """The helper of old: `whiphack pki` is `whip pki`."""
-
-
-def _add_pki() -> None:
-    from whip_core.commands.pki import pki
-
-    whiphack.add_command(pki)
-
-
-_add_pki()

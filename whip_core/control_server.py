@@ -171,7 +171,8 @@ class ControlServer:
         with contextlib.suppress(TimeoutError):
             await stream.flushed()
         if why is not None:
-            await context.abort(_STATUS[why.code], str(why))
+            with contextlib.suppress(grpc.aio.InternalError):  # it has gone already
+                await context.abort(_STATUS[why.code], str(why))
 
     async def _read(
         self, stream: ControlStream, context: grpc.aio.ServicerContext[Any, Any]
@@ -200,6 +201,9 @@ class ControlServer:
         except grpc.RpcError as error:
             logger.debug("control stream of %s: %s", stream.peer.address, error)
             stream.end()
+        except Exception:
+            logger.exception("control stream of %s failed", stream.peer.address)
+            stream.end(RegistrationError("the broker failed", code="closing"))
         finally:
             if session is not None:
                 self._handler.left(session, reason)

@@ -16,7 +16,7 @@ from whip_core.wire import whip_pb2 as pb
 METHOD_PATH = "/v1.Whip/Register"
 SERVICE, METHOD = "v1.Whip", "Register"
 MAX_MESSAGE_SIZE = 64 * 1024
-"""Octets of one control message: a registration with every label and port full is below it."""
+"""Octets of one control message: a thousand ports and labels of any sensible size fit."""
 
 _NANOSECONDS = 1_000_000_000
 

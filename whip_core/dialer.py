@@ -24,9 +24,13 @@ from whip_core.names import Target
 from whip_core.plugins import Plugins
 from whip_core.registry import Candidate, Registry
 from whip_core.session import Session
-from whip_core.stream import Stream
+from whip_core.stream import Stream, cut
 
 logger = logging.getLogger(__name__)
+
+ATTEMPTS = 3
+"""Into how many a dial's time is divided at the most: an agent that does not answer must
+leave time for others, and each must have enough for a long path."""
 
 
 @dataclass(slots=True)
@@ -69,6 +73,7 @@ class Dialer:
         self._plugins = plugins
         self._timeout = timeout
         self._changed = asyncio.Event()
+        self._streams: set[Stream] = set()
         self.closed = True
         """Whether the broker is not open (yet, or any more)."""
 
@@ -76,6 +81,11 @@ class Dialer:
         """Wake the dials that wait for an agent to appear."""
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def cut(self) -> None:
+        """Break every stream that is open: who reads one is told that it is incomplete."""
+        for stream in tuple(self._streams):
+            stream.reset("the broker was closed", cut("the broker was closed"))
 
     async def dial(
         self, host: str, port: int, *, caller: Caller, wait: float, timeout: float | None
@@ -125,8 +135,7 @@ class Dialer:
             dial.candidate = candidate
             tried.add(candidate.session)
             await self._authorize(asked, candidate, dial.caller, deadline - time.monotonic())
-            # An agent that does not answer must leave time to try the others.
-            patience = (deadline - time.monotonic()) / len(candidates)
+            patience = (deadline - time.monotonic()) / min(len(candidates), ATTEMPTS)
             try:
                 return await self._open(dial, candidate, patience)
             except DialError as error:
@@ -150,7 +159,7 @@ class Dialer:
                 raise BrokerClosed(f"{target}: the broker is shutting down")
             try:
                 return self._registry.resolve(target)
-            except (UnknownName, PortNotExposed):
+            except UnknownName:
                 if wait <= 0:
                     raise
                 changed = self._changed
@@ -170,7 +179,7 @@ class Dialer:
         for candidate, view in zip(candidates, views, strict=True):
             if view is picked:
                 return candidate
-        raise UnknownName(f"{target}: the picker chose {picked!r}, which was not a candidate")
+        raise DialError(f"{target}: the picker chose {picked!r}, which was not a candidate")
 
     async def _authorize(
         self, target: Target, candidate: Candidate[Session], caller: Caller, timeout: float
@@ -202,6 +211,7 @@ class Dialer:
             raise type(error)(f"{dial.target}: {error}") from error
         dial.open_seconds = time.monotonic() - started
         session.streams += 1
+        self._streams.add(stream)
         self._plugins.stream_opened(dial.finished(None))
         if stream.cause is not None:
             self._closed(dial, candidate, stream)
@@ -212,6 +222,7 @@ class Dialer:
             return  # it ended before anybody had it: if the dial is not cancelled, `_open` goes on
         session = candidate.session
         session.streams -= 1
+        self._streams.discard(stream)
         assert stream.cause is not None
         seconds = time.monotonic() - dial.started
         logger.info(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import socket
 import stat
@@ -77,19 +78,22 @@ async def forwarding(spec: ForwardSpec, dial: Dial) -> AsyncIterator[tuple[str, 
     listener = _Listener(spec.target, dial)
     loop = asyncio.get_running_loop()
     if spec.path is not None:
-        server = await loop.create_unix_server(listener.accept, sock=_bind_unix(spec.path))
+        servers = [await loop.create_unix_server(listener.accept, sock=_bind_unix(spec.path))]
         address: tuple[str, int] | Path = spec.path
     else:
         if not is_loopback(spec.host):
             logger.warning("%s: whoever reaches this machine reaches the service", spec)
-        sock = bind([spec.host], spec.port, "choose another LISTEN")[0]
-        server = await loop.create_server(listener.accept, sock=sock)
-        address = sock.getsockname()[:2]
+        sockets = bind([spec.host], spec.port, "choose another LISTEN")
+        servers = [await loop.create_server(listener.accept, sock=sock) for sock in sockets]
+        host, port = sockets[0].getsockname()[:2]
+        address = host, port
+        spec = dataclasses.replace(spec, port=port)
     logger.info("forwarding %s", spec)
     try:
         yield address
     finally:
-        server.close()
+        for server in servers:
+            server.close()
         await listener.close()
         if spec.path is not None:
             spec.path.unlink(missing_ok=True)

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
 from typing import Any, TypeVar
 from wsgiref.simple_server import WSGIServer
 
+import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from whip_core.agents import AgentView, DialFinished, StreamClosed
 from whip_core.errors import SettingsError
@@ -85,7 +89,15 @@ class BrokerMetrics:
             registry=registry,
         )
 
+        self._expiry = _expiry_gauge(registry)
         self._children: dict[tuple[int, tuple[str, ...]], Any] = {}
+
+    def watch_parked(self, parked: Callable[[], Mapping[str, int]]) -> None:
+        """Have `parked` asked, at each scrape, for the parked connections of each domain."""
+        self.registry.register(_Parked(parked))
+
+    def certificate_expires(self, moment: datetime) -> None:
+        self._expiry.set(moment.timestamp())
 
     def _of(self, metric: Metric, *labels: str) -> Metric:
         """`metric.labels(*labels)`, remembered: finding a child anew costs more than counting."""
@@ -138,6 +150,37 @@ class BrokerMetrics:
         self._of(self._requests, str(status), protocol, error).inc()
 
 
+class _Parked(Collector):
+    """A gauge that is counted when it is asked for."""
+
+    def __init__(self, parked: Callable[[], Mapping[str, int]]) -> None:
+        self._parked = parked
+
+    def describe(self) -> Iterable[prometheus_client.Metric]:
+        return [self._family()]
+
+    def collect(self) -> Iterable[prometheus_client.Metric]:
+        family = self._family()
+        for domain, count in self._parked().items():
+            family.add_metric([domain], count)
+        yield family
+
+    def _family(self) -> GaugeMetricFamily:
+        return GaugeMetricFamily(
+            "whip_server_parked_connections",
+            "Reverse connections that are open and idle",
+            labels=["domain"],
+        )
+
+
+def _expiry_gauge(registry: CollectorRegistry) -> Gauge:
+    return Gauge(
+        "whip_certificate_expiry_timestamp_seconds",
+        "When our own certificate expires, in seconds since the epoch; 0 without TLS",
+        registry=registry,
+    )
+
+
 class AgentMetrics:
     """What an agent counts."""
 
@@ -157,21 +200,26 @@ class AgentMetrics:
             "Control streams that ended and were opened again",
             registry=registry,
         )
+        self._expiry = _expiry_gauge(registry)
 
-    def connected(self, domain: str, port: int) -> None:
-        self._connections.labels(domain, str(port)).inc()
+    def certificate_expires(self, moment: datetime) -> None:
+        self._expiry.set(moment.timestamp())
 
-    def disconnected(self, domain: str, port: int) -> None:
-        self._connections.labels(domain, str(port)).dec()
+    def connected(self, domain: str, port: str) -> None:
+        """`port` is the service's own; "unix" for a socket."""
+        self._connections.labels(domain, port).inc()
 
-    def registered(self) -> None:
+    def disconnected(self, domain: str, port: str) -> None:
+        self._connections.labels(domain, port).dec()
+
+    def registered(self, *, again: bool) -> None:
+        """A session has begun; `again` if one with the same broker address had ended."""
         self._sessions.inc()
+        if again:
+            self._reconnects.inc()
 
     def unregistered(self) -> None:
         self._sessions.dec()
-
-    def reconnecting(self) -> None:
-        self._reconnects.inc()
 
 
 def listen_address(listen: str) -> tuple[str, int] | None:

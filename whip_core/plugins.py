@@ -39,21 +39,23 @@ class Plugins:
             raise SettingsError(f"plugin {name}: {error}") from error
         assert registered is not None
         for caller in self._manager.get_hookcallers(plugin) or ():
-            if caller.name in MAY_BE_ASYNC:
-                continue
             for implementation in caller.get_hookimpls():
-                if implementation.plugin is plugin and inspect.iscoroutinefunction(
-                    implementation.function
-                ):
-                    raise SettingsError(
-                        f"plugin {name}: {caller.name} is asked synchronously, "
-                        "so it cannot be an async def"
-                    )
+                if implementation.plugin is plugin:
+                    _check(name, caller.name, implementation)
 
     def resolve(self, target: Target, caller: Caller) -> Target:
         """Another target, or the same one. Raises `DialError` if a plugin fails."""
-        answer: Target | None = self._ask("whip_resolve", target=target, caller=caller)
-        return answer if answer is not None else target
+        answer = self._ask("whip_resolve", target=target, caller=caller)
+        if answer is None:
+            return target
+        if not isinstance(answer, Target):
+            raise DialError(
+                f"{target}: a plugin's whip_resolve gave {answer!r}, which is no Target"
+            )
+        try:
+            return Target.parse(answer.name, answer.port)
+        except ValueError as error:
+            raise DialError(f"{target}: a plugin's whip_resolve: {error}") from error
 
     def pick(
         self, target: Target, candidates: Sequence[AgentView], caller: Caller
@@ -117,7 +119,8 @@ class Plugins:
                 name = _name_of(implementation.plugin)
                 logger.exception("plugin %s: %s failed", name, hook)
                 verdict = f"plugin {name} failed"
-            reason = reason or verdict
+            if verdict is not None and reason is None:
+                reason = str(verdict) or "no reason given"
         return reason
 
     def _notify(self, hook: str, **arguments: Any) -> None:
@@ -128,6 +131,16 @@ class Plugins:
                 implementation.function(*values)
             except Exception:
                 logger.exception("plugin %s: %s failed", _name_of(implementation.plugin), hook)
+
+
+def _check(name: str, hook: str, implementation: pluggy.HookImpl) -> None:
+    """Raises `SettingsError` for what pluggy lets pass and the hooks here are not made for."""
+    if inspect.iscoroutinefunction(implementation.function) and hook not in MAY_BE_ASYNC:
+        raise SettingsError(
+            f"plugin {name}: {hook} is asked synchronously, so it cannot be an async def"
+        )
+    if implementation.wrapper or implementation.hookwrapper:
+        raise SettingsError(f"plugin {name}: {hook} cannot be a wrapper")
 
 
 def _name_of(plugin: object) -> str:

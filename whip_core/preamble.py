@@ -67,7 +67,13 @@ class PreambleReader:
         self._depth = 0
         self._in_string = False
         self._escaped = False
+        self._framed_first_byte = False
         self.rest = b""
+
+    @property
+    def is_framed(self) -> bool:
+        """Whether the peer speaks frames, as far as its first byte tells."""
+        return self._framed_first_byte
 
     def feed(self, data: bytes) -> Preamble | OldPreamble | None:
         """None until it is complete. Raises `RemoteProtocolError` as soon as it cannot be one."""
@@ -77,6 +83,7 @@ class PreambleReader:
         if self._buffer[0] == ord("{"):
             return self._old()
         if self._buffer[0] == FRAME_TYPE:
+            self._framed_first_byte = True
             return self._framed()
         raise RemoteProtocolError(
             f"this is no whip agent: the first byte is {self._buffer[:1].hex()}"

@@ -151,6 +151,8 @@ class Registry(Generic[Session]):
             hint = f"registered names like it: {', '.join(close)}"
         elif is_within(target.name, self._by_domain):
             hint = "agents of its domain are registered, this one is not"
+        elif len(known) > MAX_COMPARED_NAMES:
+            hint = f"{len(self._by_name)} agents are registered"
         else:
             hint = f"{len(self._by_name)} agents are registered, none with a name like it"
         return f"{target}: no agent is registered under that name ({hint})"

@@ -73,6 +73,10 @@ class ReverseListener:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take no more connections, and drop those that have not said who they are."""
         for server in self._servers:
             server.close()
         for transport in list(self._transports):
@@ -146,7 +150,8 @@ class _Incoming(asyncio.Protocol):
     def _refuse(self, why: str) -> None:
         logger.warning("reverse port: refused %s port %d: %s", *self._address, why)
         self._leave()
-        self._transport.write(FrameCodec(Role.OPENER).reset(f"refused: {why}"))
+        if self._reader.is_framed:  # an old peer would hand it on to its service
+            self._transport.write(FrameCodec(Role.OPENER).reset(f"refused: {why}"))
         self._transport.close()
 
     def _leave(self) -> None:

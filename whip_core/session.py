@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import secrets
 import time
 from collections import deque
@@ -30,8 +31,15 @@ from whip_core.reverse_listener import Arrival
 from whip_core.sockets import peer_address
 from whip_core.stream import Stream
 
+logger = logging.getLogger(__name__)
+
 SECRET_SIZE = 16
 """Octets of a session's id and of its secret: 128 random bits."""
+
+PARKED_PATIENCE = 1.0
+ROUND_TRIPS = 4
+"""A parked connection has this many seconds, and round trips, to answer an OPEN: time for
+the agent to reach its service, and little beside the time that a whole dial has."""
 
 OnFinished = Callable[[Stream], None]
 
@@ -295,12 +303,21 @@ class Session:
                 continue
             self._demand.used(len(self._parked))
             try:
-                stream = await self._open_on(connection, port, dial_id, extra, on_finished)
-            except AgentGone:
-                continue  # it was dead and nobody had noticed: the next one, or a new one
+                async with asyncio.timeout(self._parked_patience()):
+                    stream = await self._open_on(connection, port, dial_id, extra, on_finished)
+            except AgentGone as error:
+                logger.debug("%r was dead: %s", connection, error)
+                continue
+            except TimeoutError:
+                logger.debug("%r does not answer: its path may be dead", connection)
+                break
             return stream, True
         self._missed()
         return await self._open_new(port, dial_id, extra, on_finished), False
+
+    def _parked_patience(self) -> float:
+        """Seconds after which a parked connection is given up, and a new one asked for."""
+        return PARKED_PATIENCE + ROUND_TRIPS * (self.round_trips.latest or 0.0)
 
     # How many to keep parked
 

@@ -60,7 +60,7 @@ def _bind_each(hosts: Sequence[str], port: int) -> tuple[list[socket.socket], OS
     """What could be bound, up to the first port that is taken, and the last failure."""
     sockets: list[socket.socket] = []
     failure: OSError | None = None
-    for host in hosts:
+    for host in _literal(hosts):
         try:
             sock = _bind_one(host, port)
         except OSError as error:
@@ -71,6 +71,19 @@ def _bind_each(hosts: Sequence[str], port: int) -> tuple[list[socket.socket], OS
             sockets.append(sock)
             port = sock.getsockname()[1]
     return sockets, failure
+
+
+def _literal(hosts: Sequence[str]) -> list[str]:
+    """The addresses behind each host: localhost has one of each family."""
+    addresses: dict[str, None] = {}
+    for host in hosts:
+        try:
+            found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except OSError:
+            addresses[host] = None  # binding it says what is wrong
+        else:
+            addresses.update(dict.fromkeys(str(entry[4][0]) for entry in found))
+    return list(addresses)
 
 
 def _is_taken(error: OSError | None) -> bool:

@@ -145,7 +145,8 @@ class Stream(asyncio.Transport):
         """Break the stream now; the other end sees a reset or a cut, never an end."""
         self.reset("aborted")
 
-    def reset(self, why: str) -> None:
+    def reset(self, why: str, error: Exception | None = None) -> None:
+        """Break the stream, telling the other end `why`; `error` is what our own side hears."""
         if self._lost:
             return
         self._closing = True
@@ -154,7 +155,7 @@ class Stream(asyncio.Transport):
             self._deliver_lost()
             return
         self._carrier.reset_stream(self, why)
-        self.finished("reset", None)
+        self.finished("reset", error)
 
     def pause_reading(self) -> None:
         if not (self._paused or self.is_closing()):

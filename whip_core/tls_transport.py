@@ -26,13 +26,16 @@ from whip_core.sockets import duplex, peer_address
 
 logger = logging.getLogger(__name__)
 
-BUFFER_SIZE = 256 * 1024
-"""Octets taken from a socket in one read, and decrypted in one go: as asyncio itself does."""
+READ_SIZE = 64 * 1024
+"""Octets taken from a socket in one read: what a socket's buffer usually holds."""
+RECORD_SIZE = 16 * 1024
+"""Octets of one TLS record (RFC 8446 §5.1), and what OpenSSL is given at a time. Its memory
+BIOs never shrink: in larger pieces, each connection would keep the largest it ever saw."""
 
-_received = bytearray(BUFFER_SIZE)
-_decrypted = bytearray(BUFFER_SIZE)
+_received = bytearray(READ_SIZE)
 _received_view = memoryview(_received)
-_decrypted_view = memoryview(_decrypted)
+# What one read brings may complete a record whose beginning came before.
+_decrypted_view = memoryview(bytearray(READ_SIZE + RECORD_SIZE))
 
 
 class TLSTransport(asyncio.Transport):
@@ -140,10 +143,12 @@ class _Wire(asyncio.BufferedProtocol):
         if self._drain is not None:
             self._drain.discard(nbytes)
             return
-        self._incoming.write(_received_view[:nbytes])
-        if self._established:
-            self._decrypt()
-        else:
+        received = _received_view[:nbytes]
+        if self._established and not (self.paused or self.closing):
+            self._decrypt(received)
+            return
+        self._incoming.write(received)
+        if not self._established:
             self._shake_hands()
 
     def eof_received(self) -> bool:
@@ -204,33 +209,43 @@ class _Wire(asyncio.BufferedProtocol):
     def encrypt(self, data: bytes | bytearray | memoryview) -> None:
         if self.closing or not data:
             return
-        self._ssl.write(data)
-        self._flush()
+        if len(data) <= RECORD_SIZE:
+            self._ssl.write(data)
+            self._flush()
+            return
+        view = memoryview(data)
+        records = []
+        for start in range(0, len(view), RECORD_SIZE):
+            self._ssl.write(view[start : start + RECORD_SIZE])
+            records.append(self._outgoing.read())
+        if not self.transport.is_closing():
+            self.transport.write(b"".join(records))
 
-    def _decrypt(self) -> None:
-        """Hand on all that has come, in pieces of the shared buffer's size."""
-        while not (self.paused or self.closing):
-            size = self._read_records()
-            if not size:
-                break
+    def _decrypt(self, received: memoryview = _received_view[:0]) -> None:
+        """Hand on what `received` completes, and what had come before."""
+        size = self._read_records(0)
+        for start in range(0, len(received), RECORD_SIZE):
+            self._incoming.write(received[start : start + RECORD_SIZE])
+            size = self._read_records(size)
+        while size:
             self.protocol.data_received(bytes(_decrypted_view[:size]))
+            size = 0 if self.paused else self._read_records(0)
         self._flush()
         if self._ended and not (self.paused or self.closing):
             self.protocol.eof_received()
             self.close()
 
-    def _read_records(self) -> int:
-        """Decrypt into the shared buffer; how many octets are in it."""
-        size = 0
+    def _read_records(self, size: int) -> int:
+        """Decrypt behind the first `size` octets of the shared buffer; how many there are then."""
+        if self._ended or self.closing:
+            return size
         try:
-            while size < BUFFER_SIZE:
+            while size < len(_decrypted_view) and (self._incoming.pending or self._ssl.pending()):
                 count = self._read_into(_decrypted_view[size:])
                 if not count:
                     self._ended = True
                     break
                 size += count
-                if not (self._incoming.pending or self._ssl.pending()):
-                    break  # one more read would only raise
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:

@@ -91,7 +91,7 @@ _ca_options = _options(
     _file_option("--ca-cert-path", "ca-cert.pem", "The CA's certificate (PEM)."),
     _file_option("--ca-key-path", "ca-key.pem", "The CA's private key (PEM)."),
 )
-_force_option = option("--force", is_flag=True, help="Replace files that exist.")
+_force_option = option("--force", type=bool, default=False, help="Replace files that exist.")
 
 
 def _validity_option(default: str) -> Callable[[Command], Command]:
