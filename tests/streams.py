@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import functools
 import hashlib
 import importlib.util
 import itertools
+import shutil
 import socket
 import ssl
 import tempfile
@@ -280,10 +282,9 @@ def limit_kernel_buffers(*transports: asyncio.BaseTransport) -> None:
 
 @functools.cache
 def authority() -> Authority:
-    folder = tempfile.TemporaryDirectory(prefix="whip-test-ca-")
-    made = Authority(folder.name)
-    made.keep = folder  # type: ignore[attr-defined]  # it is removed with the authority
-    return made
+    folder = tempfile.mkdtemp(prefix="whip-test-ca-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Authority(folder)
 
 
 @functools.cache
@@ -379,6 +380,7 @@ def every_kind(
         @pytest.mark.parametrize(("kind", "loop", "flip"), cases)
         def test(kind: Kind, loop: Loop, flip: bool, monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(drain, "DRAIN_TIMEOUT", SHORT_DRAIN)
+            monkeypatch.setattr(drain, "STALL_TIMEOUT", SHORT_DRAIN)
             run(told(kind, flip), loop)
 
         test.__name__, test.__doc__ = story.__name__, story.__doc__  # type: ignore[attr-defined]

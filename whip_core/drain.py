@@ -14,13 +14,16 @@ DRAIN_TIMEOUT = 1.0
 """Seconds: a few round trips of a long path; a service that ends with its client does."""
 DRAIN_BYTES = 256 * 1024
 """Octets: what may be on its way when we close; beyond that the peer goes on sending."""
+STALL_TIMEOUT = 30.0
+"""Seconds that our own last bytes may wait for a peer that takes none of them."""
 
 
 class BoundedDrain:
     """Runs from creation until `cancel`; calls `give_up` when a bound is passed.
 
-    When too much comes it gives up `at_once`, if told that giving up does not overtake our
-    own last bytes; else it stops reading, so that they have the time that is left.
+    When too much comes it gives up `at_once`, if told that this does not overtake our own
+    last bytes once the transport has sent them; else it stops reading, so that they have
+    the time that is left.
     """
 
     def __init__(
@@ -31,6 +34,7 @@ class BoundedDrain:
         self._at_once = at_once
         self._bytes_left = DRAIN_BYTES
         self._unsent = transport.get_write_buffer_size()
+        self._stalled = 0.0
         self._arm()
 
     def _arm(self) -> None:
@@ -39,8 +43,9 @@ class BoundedDrain:
 
     def _expired(self) -> None:
         unsent = self._transport.get_write_buffer_size()
-        if unsent < self._unsent:
-            # Our own last bytes were still going out: the clock starts when they have.
+        self._stalled = self._stalled + DRAIN_TIMEOUT if unsent == self._unsent else 0.0
+        if unsent < self._unsent or (unsent and self._stalled < STALL_TIMEOUT):
+            # Our own last bytes are still going out: the clock starts when they have.
             self._unsent = unsent
             self._arm()
         else:
@@ -50,10 +55,10 @@ class BoundedDrain:
         self._bytes_left -= size
         if self._bytes_left >= 0:
             return
-        if self._at_once:
-            self._give_up()
-        else:
+        if not self._at_once:
             self._transport.pause_reading()
+        elif not self._transport.get_write_buffer_size():
+            self._give_up()
 
     def cancel(self) -> None:
         self._timer.cancel()

@@ -19,7 +19,7 @@ from whip_core.errors import (
 )
 from whip_core.frames import FrameCodec, Role, State
 from whip_core.heartbeat import Heartbeat
-from whip_core.sockets import duplex
+from whip_core.sockets import duplex, keep_alive
 from whip_core.stream import Cause, Stream, broken, cut
 
 JOIN_SIZE = 32 * 1024
@@ -158,6 +158,7 @@ class FramedConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = duplex(transport)
+        keep_alive(transport)
         ping = self._ping if self._codec.role is Role.OPENER else None
         self._heartbeat = Heartbeat(lambda: self.is_parked, ping, self._die)
 
@@ -262,7 +263,7 @@ class FramedConnection(asyncio.Protocol):
             opening.set_exception(error)
 
     def _answer_ping(self, payload: bytes) -> None:
-        if self._is_broken:
+        if self._is_broken or self.transport.is_closing():
             return
         if self.write_paused:
             self._pongs_unsent += 1
@@ -356,11 +357,7 @@ class FramedConnection(asyncio.Protocol):
 
     def close_stream(self, stream: Stream) -> None:
         if stream is self._stream:
-            self._drain = BoundedDrain(
-                self.transport,
-                lambda: stream.reset("closed while the other end was sending"),
-                at_once=True,
-            )
+            self._drain = BoundedDrain(self.transport, stream.stop_waiting, at_once=True)
             self._resume()
 
     def reset_stream(self, stream: Stream, why: str) -> None:

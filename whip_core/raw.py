@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from whip_core.drain import BoundedDrain
-from whip_core.sockets import abort_with_reset, duplex
+from whip_core.sockets import abort_with_reset, duplex, keep_alive
 from whip_core.stream import Stream, broken, cut
 
 
@@ -48,6 +48,7 @@ class RawConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = duplex(transport)
+        keep_alive(transport)
         self.can_half_close = self.transport.can_write_eof()
         if not self.can_half_close:
             # asyncio's StreamReaderProtocol looks at this to know that an end ends both.
@@ -106,14 +107,10 @@ class RawConnection(asyncio.Protocol):
 
     def close_stream(self, stream: Stream) -> None:
         if self.can_half_close and not self._peer_ended:
-            self._drain = BoundedDrain(self.transport, self._give_up)
+            self._drain = BoundedDrain(self.transport, stream.stop_waiting)
             self.transport.resume_reading()
         else:
             self.transport.close()
-
-    def _give_up(self) -> None:
-        self._end_drain()
-        abort_with_reset(self.transport)
 
     def reset_stream(self, stream: Stream, why: str) -> None:
         self._end_drain()

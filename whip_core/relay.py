@@ -91,10 +91,11 @@ class RelaySide(asyncio.Protocol):
         self._lost = True
         peer = self.peer
         if peer is not None and peer.transport is not None and not peer._lost:
-            if exc is not None:
-                break_off(peer.transport)
-            else:
+            # Only a side that had ended before has said all that it had to say.
+            if self._ended:
                 peer.transport.close()
+            else:
+                break_off(peer.transport)
         if self._on_done is not None and (peer is None or peer._lost):
             on_done, self._on_done = self._on_done, None
             if peer is not None:

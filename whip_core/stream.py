@@ -106,6 +106,8 @@ class Stream(asyncio.Transport):
         if self._closing or self.cause is not None or not data:
             return
         piece = bytes(data) if isinstance(data, bytearray) else data
+        if isinstance(piece, memoryview) and piece.itemsize != 1:
+            piece = piece.cast("B")  # its length is in items, and counts on the wire
         self.bytes_sent += len(piece)
         self._carrier.send_data(self, piece)
 
@@ -225,6 +227,12 @@ class Stream(asyncio.Transport):
             self._on_finished(self)
         if not self._held_back and (self._attached or self._closing):
             self._deliver_lost()
+
+    def stop_waiting(self) -> None:
+        """The other end does not end, or take our last bytes, in time: break the stream."""
+        unsent = self._carrier.get_write_buffer_size()
+        error = cut(f"{unsent} bytes could not be sent") if unsent else None
+        self.reset("closed while the other end was sending", error)
 
     def writing_paused(self) -> None:
         if self._protocol is not None and not (self._writing_paused or self._lost):

@@ -299,7 +299,11 @@ class _Wire(asyncio.BufferedProtocol):
         if self._ended:
             self.transport.close()
             return
-        self.transport.write_eof()
+        try:
+            self.transport.write_eof()
+        except OSError:  # the other end was faster
+            self.transport.abort()
+            return
         self._drain = BoundedDrain(self.transport, self.transport.abort)
         self.transport.resume_reading()
 
