@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import resource
 import signal
 import socket
@@ -71,6 +72,8 @@ def client(
     files = tls_files(tls, tls_key_path, tls_cert_path, tls_ca_cert_path)
     try:
         listen_address(metrics_listen)
+        if not math.isfinite(drain_timeout):
+            raise SettingsError(f"--drain-timeout: {drain_timeout} is not a number of seconds")
         if files is not None:
             for warning in check_files(files):
                 logger.warning(warning)

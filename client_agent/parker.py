@@ -14,6 +14,10 @@ from whip_core.tasks import TaskSet
 
 logger = logging.getLogger(__name__)
 
+REFILL_DELAY = 0.05
+"""Seconds before a connection that was taken is replaced: after a short stream it is back by
+then, and needs no handshake. A broker that finds none in between asks for more at once."""
+
 
 class Parker:
     """Opens connections in the background with `open_one` until enough are parked."""
@@ -26,6 +30,8 @@ class Parker:
         self._opening = 0
         self._backoff = Backoff()
         self._failing = False
+        self._unproven: set[FramedConnection] = set()
+        self._refilling: asyncio.TimerHandle | None = None
 
     def aim(self, target: int) -> None:
         """Keep `target` connections parked from now on, within our own bound."""
@@ -36,29 +42,55 @@ class Parker:
         self._parked.add(connection)
 
     def taken(self, connection: FramedConnection) -> None:
-        """A stream was opened on it, or it is lost: another takes its place."""
+        """A stream was opened on it: another takes its place."""
+        self._proven(connection)
         self._parked.discard(connection)
-        self._refill()
+        if self._refilling is None:
+            loop = asyncio.get_running_loop()
+            self._refilling = loop.call_later(REFILL_DELAY, self._refill)
+
+    def lost(self, connection: FramedConnection) -> None:
+        """It is gone. One that the broker never used it may have refused: that is a failure."""
+        self._parked.discard(connection)
+        if connection not in self._unproven:
+            self._refill()
+            return
+        self._unproven.discard(connection)
+        self._failing = True
+        if not self._opening:
+            self._opening += 1
+            self._tasks.spawn(self._open_later(), "park a connection")
+
+    def _proven(self, connection: FramedConnection) -> None:
+        self._unproven.discard(connection)
+        self._failing = False
+        self._backoff.reset()
 
     def close(self) -> None:
         """Keep none any more."""
         self._target = 0
+        if self._refilling is not None:
+            self._refilling.cancel()
         for connection in tuple(self._parked):
             connection.close()
 
     def _refill(self) -> None:
+        self._refilling = None
         at_once = 1 if self._failing else self._target
         while self._opening < at_once and len(self._parked) + self._opening < self._target:
             self._opening += 1
             self._tasks.spawn(self._open(), "park a connection")
+
+    async def _open_later(self) -> None:
+        await asyncio.sleep(self._backoff.next_delay())
+        await self._open()
 
     async def _open(self) -> None:
         try:
             connection = await self._open_one()
             if not connection.lost:
                 self._parked.add(connection)
-            self._failing = False
-            self._backoff.reset()
+                self._unproven.add(connection)
         except WhipError as error:
             if not self._failing:
                 logger.warning("cannot park a connection (trying on): %s", error)

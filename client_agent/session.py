@@ -142,6 +142,8 @@ class BrokerSession:
         self._tasks.spawn(answer(request), f"connect {request.connection_id[:8]}")
 
     def _refusal(self, request: control.Connect) -> str | None:
+        if not (request.host and 1 <= request.port <= 65535):
+            return f"{request.host}:{request.port} is no place to connect to"
         if request.local_port not in self._settings.exposure:
             return f"this agent does not expose port {request.local_port}"
         if self.draining:
@@ -226,7 +228,7 @@ class BrokerSession:
 
     def _lost(self, connection: FramedConnection) -> None:
         self._connections.discard(connection)
-        self._parker.taken(connection)
+        self._parker.lost(connection)
 
     def _close_idle(self) -> None:
         self._parker.close()

@@ -113,6 +113,9 @@ class ControlServer:
                 *CHANNEL_OPTIONS,
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
                 ("grpc.so_reuseport", 0),
+                # An agent opens one; a peer that opens many keeps what each costs.
+                ("grpc.max_concurrent_streams", 4),
+                ("grpc.server_handshake_timeout_ms", int(REGISTER_TIMEOUT * 1000)),
             ]
         )
         method: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(
@@ -229,4 +232,8 @@ def _address(peer: str) -> tuple[str, int]:
 
 def _certificate_names(context: grpc.aio.ServicerContext[Any, Any]) -> tuple[str, ...] | None:
     shown = context.auth_context().get("x509_pem_cert")
-    return certificate_names_pem(bytes(next(iter(shown)))) if shown else None
+    try:
+        return certificate_names_pem(bytes(next(iter(shown)))) if shown else None
+    except ValueError as error:
+        logger.warning("an agent's certificate cannot be read: %s", error)
+        return ()

@@ -11,12 +11,20 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from whip_core import control
 from whip_core.errors import RemoteProtocolError
+from whip_core.names import printable
 from whip_core.wire import whip_pb2 as pb
 
 METHOD_PATH = "/v1.Whip/Register"
 SERVICE, METHOD = "v1.Whip", "Register"
 MAX_MESSAGE_SIZE = 64 * 1024
 """Octets of one control message: a thousand ports and labels of any sensible size fit."""
+
+MAX_TEXT_LENGTH = 1024
+"""Characters of a peer's reason or host: a sentence, or a name."""
+MAX_ID_LENGTH = 128
+"""Characters of an agent's instance id and software version."""
+MAX_SECONDS = 253_402_300_799
+"""The last second of the year 9999: protobuf's own bound for a Timestamp."""
 
 _NANOSECONDS = 1_000_000_000
 
@@ -26,7 +34,13 @@ def _timestamp(nanoseconds: int) -> Timestamp:
     return Timestamp(seconds=seconds, nanos=nanos)
 
 
+def _text(told: str) -> str:
+    return printable(told, MAX_TEXT_LENGTH)
+
+
 def _nanoseconds(timestamp: Timestamp) -> int:
+    if not (abs(timestamp.seconds) <= MAX_SECONDS and 0 <= timestamp.nanos < _NANOSECONDS):
+        raise RemoteProtocolError("a timestamp that is no time")
     return timestamp.seconds * _NANOSECONDS + timestamp.nanos
 
 
@@ -80,14 +94,14 @@ def decode_agent_message(data: bytes) -> control.AgentMessage | None:
                 domain=told.domain,
                 ports=tuple(told.ports),
                 protocol_version=told.protocol_version,
-                instance_id=told.instance_id,
-                software_version=told.software_version,
+                instance_id=printable(told.instance_id, MAX_ID_LENGTH),
+                software_version=printable(told.software_version, MAX_ID_LENGTH),
                 labels=dict(told.labels),
                 held_brokers=tuple(told.held_brokers),
             )
         case "connect_failed":
             failed = wire.connect_failed
-            return control.ConnectFailed(failed.connection_iD, failed.error_message)
+            return control.ConnectFailed(failed.connection_iD, _text(failed.error_message))
         case "pong":
             pong = wire.pong
             return control.Pong(
@@ -96,7 +110,7 @@ def decode_agent_message(data: bytes) -> control.AgentMessage | None:
                 _nanoseconds(pong.pong_timestamp),
             )
         case "draining":
-            return control.Draining(wire.draining.reason)
+            return control.Draining(_text(wire.draining.reason))
         case _:
             return None
 
@@ -145,7 +159,7 @@ def decode_broker_message(data: bytes) -> control.BrokerMessage | None:
     match wire.WhichOneof("stream"):
         case "connect":
             told = wire.connect
-            return control.Connect(told.connection_iD, told.host, told.port, told.local_port)
+            return control.Connect(told.connection_iD, _text(told.host), told.port, told.local_port)
         case "ping":
             return control.Ping(wire.ping.sequence, _nanoseconds(wire.ping.ping_timestamp))
         case "registered":

@@ -25,6 +25,7 @@ from enum import Enum, IntEnum
 from typing import NoReturn
 
 from whip_core.errors import LocalProtocolError, RemoteProtocolError
+from whip_core.names import printable
 
 HEADER_SIZE = 4
 MAX_DATA_SIZE = 256 * 1024
@@ -374,12 +375,12 @@ class FrameCodec:
             case FrameType.FAILED:
                 self._check_id(frame_type, body[:DIAL_ID_SIZE])
                 code = body[DIAL_ID_SIZE] if len(body) > DIAL_ID_SIZE else 0
-                return OpenFailed(code, body[DIAL_ID_SIZE + 1 :].decode(errors="replace"))
+                return OpenFailed(code, _text(body[DIAL_ID_SIZE + 1 :]))
             case FrameType.END:
                 self._check_id(frame_type, body)
                 return EndReceived()
             case FrameType.RESET:
-                return ResetReceived(body[:MAX_REASON_SIZE].decode(errors="replace"))
+                return ResetReceived(_text(body))
             case FrameType.PING:
                 if len(body) != PING_SIZE:
                     raise RemoteProtocolError(f"PING of {len(body)} bytes")
@@ -398,6 +399,10 @@ class FrameCodec:
 
 def _frame(frame_type: FrameType, body: bytes) -> bytes:
     return (frame_type << 24 | len(body)).to_bytes(HEADER_SIZE, "big") + body
+
+
+def _text(body: bytes) -> str:
+    return printable(body.decode(errors="replace"), MAX_REASON_SIZE)
 
 
 def _cut(text: str) -> bytes:

@@ -24,13 +24,17 @@ def normalize(name: str) -> str:
     Raises `ValueError` for what cannot be a host name.
     """
     text = name.strip().removesuffix(".")
+    # Before it is encoded: that takes time in the square of the length. No form of a name
+    # has more characters than its encoded one.
+    if not text or len(text) > MAX_NAME_LENGTH:
+        raise ValueError(f"{name[:80]!r} is not a host name (1 to {MAX_NAME_LENGTH} characters)")
     if not text.isascii():
         try:
             text = text.encode("idna").decode("ascii")
         except UnicodeError as error:
             raise ValueError(f"{name!r} is not a valid internationalized name: {error}") from error
     text = text.lower()
-    if not text or len(text) > MAX_NAME_LENGTH:
+    if len(text) > MAX_NAME_LENGTH:
         raise ValueError(f"{name[:80]!r} is not a host name (1 to {MAX_NAME_LENGTH} characters)")
     for label in text.split("."):
         if not _DNS_LABEL.fullmatch(label):
@@ -96,7 +100,15 @@ def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
             raise ValueError(
                 f"label {key[:40]!r}: key and value take at most {MAX_LABEL_LENGTH} characters"
             )
+        if not (key + value).isprintable():
+            raise ValueError(f"label {key[:40]!r} has characters that cannot be printed")
     return dict(labels)
+
+
+def printable(text: str, limit: int) -> str:
+    """A peer's text as it may stand in a log line: one line, no control characters, bounded."""
+    shown = text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+    return shown if len(shown) <= limit else shown[:limit] + "…"
 
 
 def is_within(name: str, domains: Iterable[str]) -> bool:

@@ -117,7 +117,7 @@ class Registry(Generic[Session]):
             return True
         parent = name
         while parent:
-            if parent in self._domains_seen:
+            if parent in self._domains_seen or parent in self._by_domain:
                 return True
             parent = parent.partition(".")[2]
         return False
@@ -152,9 +152,9 @@ class Registry(Generic[Session]):
         elif is_within(target.name, self._by_domain):
             hint = "agents of its domain are registered, this one is not"
         elif len(known) > MAX_COMPARED_NAMES:
-            hint = f"{len(self._by_name)} agents are registered"
+            hint = f"registered agents: {len(self._by_name)}"
         else:
-            hint = f"{len(self._by_name)} agents are registered, none with a name like it"
+            hint = f"registered agents: {len(self._by_name)}, none with a name like it"
         return f"{target}: no agent is registered under that name ({hint})"
 
 

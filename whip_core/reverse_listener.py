@@ -128,7 +128,7 @@ class _Incoming(asyncio.Protocol):
             certificate = peer_certificate(self._transport)
             names = certificate_names(certificate) if certificate is not None else None
             self._welcome(Arrival(preamble, self._address, names, self._adopt))
-        except RemoteProtocolError as error:
+        except (RemoteProtocolError, ValueError) as error:  # ValueError: its certificate
             self._refuse(str(error))
 
     def _adopt(self, protocol: asyncio.Protocol) -> None:
