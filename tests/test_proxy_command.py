@@ -243,7 +243,7 @@ def test_certificates_that_are_missing_or_do_not_match_are_found_at_once(
     door = (*_tls(one), "--proxy-tls=true", f"--proxy-tls-cert-path={one.cert}")
     for arguments, says in (
         (_tls(one, key=missing), "missing.pem"),
-        (_tls(one, key=other.key), "cannot use"),
+        (_tls(one, key=other.key), "does not belong to"),
         (_tls(one, **{"ca-cert": missing}), "missing.pem"),
         ((*door, f"--proxy-tls-key-path={other.key}"), "for the proxy's TLS: "),
         ((*door, f"--proxy-tls-key-path={missing}"), "missing.pem"),

@@ -118,7 +118,7 @@ def test_a_schemes_default_port_falls_to_the_only_port_there_is(
     [
         ("instanc1.testdom", "names like it: instance1.testdom"),
         ("something-else-entirely.testdom", "agents of its domain are registered, this one is not"),
-        ("elsewhere.example", "1 agents are registered, none with a name like it"),
+        ("elsewhere.example", "registered agents: 1, none with a name like it"),
     ],
 )
 def test_an_unknown_name_says_what_is_known(name: str, said: str) -> None:

@@ -8,18 +8,15 @@ parked              said of a reverse connection that is open and idle
 dial                from a name to a stream (an `asyncio.Transport`): resolve, pick, open
 """
 
-from typing import TYPE_CHECKING, Any
+import os
 
+# gRPC's core, when it is first imported, looks here for whether to write a line to stderr
+# for every port scan, across mitmproxy's screen too. What concerns us we log ourselves.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+from whip_core.broker import Broker
 from whip_core.caller import Caller, HttpRequest
 from whip_core.hookspecs import hookimpl
 from whip_core.settings import BrokerSettings, TLSFiles
 
-if TYPE_CHECKING:
-    from whip_core.broker import Broker
 __all__ = ["Broker", "BrokerSettings", "Caller", "HttpRequest", "TLSFiles", "hookimpl"]
-
-
-def __getattr__(name: str) -> Any:  # an agent shares this package, and needs no broker
-    if name != "Broker":
-        raise AttributeError(name)
-    return __import__("whip_core.broker", fromlist=["_"]).Broker

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib.metadata import EntryPoint, entry_points
 
 import click
@@ -50,8 +49,6 @@ def _unavailable(name: str, error: ImportError) -> click.Command:
 @click.version_option(package_name="whip-tunnel", prog_name="whip")
 def main() -> None:
     """Reach private service instances by name, through connections that they open."""
-    # gRPC's core writes of its own to stderr, a line for every port scan; ours say it better.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 class OnlyPKI(CommandsByEntryPoint):

@@ -24,6 +24,15 @@ class Failure(click.ClickException):
     exit_code = 1
 
 
+class Boolean(click.types.BoolParamType):
+    """click's, but for the empty value: `--tls=$UNSET` must not turn TLS off."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool:
+        if value == "":
+            self.fail("it is empty; say true or false", param, ctx)
+        return bool(super().convert(value, param, ctx))
+
+
 def option(*names: str, **attributes: Any) -> Callable[[Command], Command]:
     """`click.option` that can also be given as WHIP_NAME, and whose booleans take a value.
 
@@ -34,8 +43,9 @@ def option(*names: str, **attributes: Any) -> Callable[[Command], Command]:
     variable = "WHIP_" + long.removeprefix("--").removeprefix("whip-").replace("-", "_").upper()
     attributes.setdefault("envvar", variable)
     attributes.setdefault("show_default", True)
+    attributes.setdefault("show_envvar", True)
     if attributes.get("type") is bool:
-        attributes.update(is_flag=False, flag_value="true")
+        attributes.update(type=Boolean(), is_flag=False, flag_value="true")
         attributes.setdefault("metavar", "true|false")
     return click.option(*names, **attributes)
 
