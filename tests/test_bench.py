@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import load, report, rounds, rows, usage
+from bench import load, machine, report, rounds, rows, usage
 from bench.link import Link
 from bench.processes import DidNotWork, Missing, find, free_ports, running, wait_until
 from bench.report import Results
@@ -139,8 +139,16 @@ def test_the_report_has_a_line_for_each_row_and_says_what_is_missing() -> None:
 
 
 def test_the_report_says_when_the_machine_was_busy() -> None:
-    results = Results({**MACHINE, "load_before": 2.5}, {})
-    assert "THE MACHINE IS BUSY (load average 2.5" in report.as_text(results, ())
+    for busy in ({"load_before": 2.5}, {"used_by_others": 0.4}):
+        assert "THE MACHINE IS BUSY" in report.as_text(Results(MACHINE | busy, {}), ())
+
+
+def test_what_others_use_is_a_part_of_the_machine_without_us() -> None:
+    others = machine.Others()
+    enough = time.process_time() + 0.2
+    while time.process_time() < enough:
+        pass
+    assert 0 <= others.share() < 1
 
 
 def test_the_json_has_all_of_it() -> None:

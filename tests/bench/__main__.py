@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
             "only": options.only,
         },
     )
-    began = time.monotonic()
+    began, others = time.monotonic(), machine.Others()
     with tempfile.TemporaryDirectory(prefix="whip-bench-") as folder:
         _measure(Path(folder), rows, options, results)
     order = {row.name: number for number, row in enumerate(rows)}
@@ -53,6 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
         (one for one in results.rows if one.row.name in order), key=lambda one: order[one.row.name]
     )
     results.settings["minutes"] = round((time.monotonic() - began) / 60, 1)
+    results.machine["used_by_others"] = round(others.share(), 2)
     print(report.as_text(results, rows))
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "bench.json"
@@ -88,17 +89,15 @@ def _measure(
 ) -> None:
     agents.descriptor_limit()  # the programs get it from us
 
-    def group(members: Iterable[Row], measure: Callable[[], Measured | list[Measured]]) -> None:
+    def group(members: Iterable[Row], measure: Callable[[], Iterable[Measured]]) -> None:
         wanted = [row.name for row in members if row in rows]
         if not wanted:
             return
         progress(f"{', '.join(wanted)}")
         try:
-            measured = measure()
+            results.rows += measure()  # one by one: what came before a failure stays
         except (DidNotWork, Missing, OSError) as error:
             results.missing[", ".join(wanted)] = str(error)
-        else:
-            results.rows += measured if isinstance(measured, list) else [measured]
 
     with contextlib.ExitStack() as stack:
         try:
@@ -106,10 +105,10 @@ def _measure(
         except Missing as error:
             results.missing["all that needs a service"] = str(error)
         else:
-            group([DIAL_NEAR], lambda: dials.near(folder, port, options.rounds))
-            group([DIAL_FAR], lambda: dials.far(folder, port, options.rounds))
+            group([DIAL_NEAR], lambda: [dials.near(folder, port, options.rounds)])
+            group([DIAL_FAR], lambda: [dials.far(folder, port, options.rounds)])
             _rates(folder, port, rows, options, results)
-            group([IDLE_AGENT], lambda: idle.agent_process(folder, port, options.rounds))
+            group([IDLE_AGENT], lambda: [idle.agent_process(folder, port, options.rounds)])
             group(
                 [CONNECTION_AGENT, CONNECTION_BROKER],
                 lambda: idle.connections(folder, port, options.rounds, options.agents, progress),

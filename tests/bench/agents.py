@@ -107,37 +107,35 @@ def _one(value: float) -> Spread:
 
 def on_broker(
     folder: Path, count: int, watch: int, progress: Callable[[str], None]
-) -> list[Measured]:
+) -> Iterator[Measured]:
     """`count` agents on one `whip forward`: none parked, watched so long, one parked each."""
     room = descriptor_limit() - SPARE_DESCRIPTORS - WARM_UP
-    count = min(count, room)
+    count = min(count, room * 2 // 3)  # the rest is for their connections
+    agents = f"{count:,} agents"
     with _fleet(folder, "forward") as (broker, fleet):
         pid = broker.program.pid
         start = _settled_kb(pid)
         progress(f"agents: registering {count:,}")
         fleet.register(count)
         none_parked = (_settled_kb(pid) - start) / count
+        yield Measured(AGENTS, _one(none_parked), agents)
         progress(f"agents: watching {count:,} being pinged for {watch} s")
         meter, began = Meter({"broker": pid}), time.monotonic()
         time.sleep(watch)
         cores = meter.read()["broker"] / (time.monotonic() - began)
+        yield Measured(AGENTS_PING, _one(cores), f"{agents}, gRPC's own keep-alive included")
         before = resident_kb(pid)
         progress("agents: parking a connection each")
         parked = fleet.park(min(fleet.count, room - count))
         one_parked = (_settled_kb(pid) - before) / parked
-    per_agent = f"{count:,} agents"
-    per_connection = f"{parked:,} connections" + (
-        " (the limit of descriptors)" if parked < count else ""
-    )
-    return [
-        Measured(AGENTS, _one(none_parked), per_agent),
-        Measured(AGENTS_PING, _one(cores), f"{per_agent}, gRPC's own keep-alive included"),
-        Measured(AGENTS_PARKED, _one(none_parked + one_parked), f"{per_agent}, {per_connection}"),
-        Measured(CONNECTION_PARKED, _one(one_parked), per_connection),
-    ]
+    connections = f"{parked:,} connections"
+    if parked < count:
+        connections += " (the limit of descriptors)"
+    yield Measured(AGENTS_PARKED, _one(none_parked + one_parked), f"{agents}, {connections}")
+    yield Measured(CONNECTION_PARKED, _one(one_parked), connections)
 
 
-def in_mitmproxy(folder: Path, count: int, progress: Callable[[str], None]) -> Measured:
+def in_mitmproxy(folder: Path, count: int, progress: Callable[[str], None]) -> Iterator[Measured]:
     """A connection parked by each of some agents at one `whip proxy`."""
     count = min(count, IN_MITMPROXY)
     with _fleet(folder, "proxy") as (broker, fleet):
@@ -146,4 +144,4 @@ def in_mitmproxy(folder: Path, count: int, progress: Callable[[str], None]) -> M
         before = _settled_kb(broker.program.pid)
         parked = fleet.park(fleet.count)
         each = (_settled_kb(broker.program.pid) - before) / parked
-    return Measured(CONNECTION_MITMPROXY, _one(each), f"{parked:,} connections")
+    yield Measured(CONNECTION_MITMPROXY, _one(each), f"{parked:,} connections")

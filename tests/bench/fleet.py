@@ -21,6 +21,7 @@ from client_agent.reverse import ReverseConnector
 from whip_core import control
 from whip_core.channel import CHANNEL_OPTIONS
 from whip_core.control_wire import METHOD_PATH, decode_broker_message, encode_agent_message
+from whip_core.errors import AgentGone
 from whip_core.framed import FramedConnection
 from whip_core.frames import Role
 from whip_core.preamble import Preamble
@@ -62,12 +63,15 @@ class Agent:
 
     async def park(self, connector: ReverseConnector) -> FramedConnection:
         registered = await self.registered
-        return await connector.open(
-            FramedConnection(Role.ACCEPTOR),
-            registered.reverse_host,
-            registered.reverse_port,
-            Preamble(registered.session_id, registered.secret),
-        )
+        host, port = registered.reverse_host, registered.reverse_port
+        introduction = Preamble(registered.session_id, registered.secret)
+        while True:
+            try:
+                return await connector.open(
+                    FramedConnection(Role.ACCEPTOR), host, port, introduction
+                )
+            except AgentGone as error:
+                print(f"agent {self.number}: {error}; trying on", file=sys.stderr, flush=True)
 
 
 async def _few_at_once(jobs: Iterable[Callable[[], Coroutine[Any, Any, Any]]]) -> list[Any]:

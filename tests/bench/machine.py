@@ -18,8 +18,12 @@ PROGRAMS = {
     "wrk": ("wrk", "-v"),
     "OpenSSH": ("ssh", "-V"),
 }
-BUSY = 0.5
-"""Load average, above which others have so much of the machine that numbers suffer."""
+BUSY_LOAD = 0.5
+BUSY_SHARE = 0.05
+"""Load average before the start, and others' part of all cores, above which numbers suffer."""
+SPENT = slice(1, 8)
+"""Of the first line of /proc/stat: user, nice, system, idle, waiting, interrupts twice."""
+IDLE = slice(4, 6)
 
 
 def describe() -> dict[str, str | int | float]:
@@ -36,8 +40,33 @@ def describe() -> dict[str, str | int | float]:
     }
 
 
-def is_busy(load: float) -> bool:
-    return load > BUSY
+def is_busy(load_before: float, used_by_others: float) -> bool:
+    return load_before > BUSY_LOAD or used_by_others > BUSY_SHARE
+
+
+class Others:
+    """How much of the machine has been used, since this was made, by what is not ours."""
+
+    def __init__(self) -> None:
+        self._all, self._ours = _all_cores(), _ours()
+
+    def share(self) -> float:
+        """Of all cores. Ours is this process and its children that have ended."""
+        spent, idle = (now - then for now, then in zip(_all_cores(), self._all, strict=True))
+        ours = _ours() - self._ours
+        return max(0.0, (spent - idle - ours) / spent) if spent else 0.0
+
+
+def _all_cores() -> tuple[float, float]:
+    """Seconds of all cores since the start of the machine: all, and the idle ones."""
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()
+    ticks = os.sysconf("SC_CLK_TCK")
+    return sum(map(int, fields[SPENT])) / ticks, sum(map(int, fields[IDLE])) / ticks
+
+
+def _ours() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _cpu() -> str:

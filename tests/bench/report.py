@@ -97,13 +97,14 @@ def as_text(results: Results, rows: Sequence[Row]) -> str:
 def _header(results: Results) -> str:
     machine = dict(results.machine)
     cpu, cores, memory = machine.pop("cpu"), machine.pop("cores"), machine.pop("memory_gb")
-    load = float(machine.pop("load_before"))
+    load, others = float(machine.pop("load_before")), float(machine.pop("used_by_others", 0))
     versions = ", ".join(f"{name} {value}" for name, value in machine.items() if value)
     settings = ", ".join(f"{name} {value}" for name, value in results.settings.items() if value)
     lines = [f"{cpu}, {cores} cores, {memory} GB; {versions}", f"settings: {settings}"]
-    if is_busy(load):
+    if is_busy(load, others):
         lines.append(
-            f"THE MACHINE IS BUSY (load average {load:g} before the start): "
+            f"THE MACHINE IS BUSY (load average {load:g} before the start, "
+            f"others used {others:.0%} of it meanwhile): "
             "believe ratios more than rates, and neither much"
         )
     return "\n".join(lines)
