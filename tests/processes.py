@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
+import random
 import signal
 import socket
 from collections.abc import AsyncIterator, Mapping
@@ -13,6 +15,8 @@ from pathlib import Path
 
 from programs import path_of
 
+NEVER_GIVEN_AWAY = (10_000, 32_768)
+"""Ports below the range that Linux takes those of outgoing connections from."""
 END_TIMEOUT = 10.0
 """Seconds that a program has to end after SIGTERM, before it is killed."""
 
@@ -108,7 +112,11 @@ async def started(
     running = Process(process, program)
     try:
         yield running
-    finally:
+    except BaseException:
+        await running.end()
+        print(running)  # pytest shows it with what went wrong
+        raise
+    else:
         await running.end()
 
 
@@ -126,14 +134,25 @@ def peak_memory(pid: int) -> int:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that were free a moment ago, in both families."""
-    with contextlib.ExitStack() as stack:
-        ports: list[int] = []
-        while len(ports) < count:
-            sock = stack.enter_context(socket.socket())
-            sock.bind(("127.0.0.1", 0))
-            port = sock.getsockname()[1]
-            with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as other:
-                other.bind(("::1", port))
-                ports.append(port)
-        return ports
+    """Ports of loopback that nobody listens on, in both families.
+
+    From below those that the system gives to outgoing connections, so that none of these
+    takes one before the program does that it is meant for.
+    """
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.randrange(*NEVER_GIVEN_AWAY)
+        if port not in ports and _is_free(port):
+            ports.append(port)
+    return ports
+
+
+def _is_free(port: int) -> bool:
+    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        try:
+            with socket.socket(family) as sock:
+                sock.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+    return True

@@ -93,7 +93,7 @@ def test_five_hundred_streams_at_once_through_one_agent_without_an_error(tmp_pat
             all_open = asyncio.Barrier(STREAMS)
 
             async def visit() -> None:
-                reader, writer = await broker.open_connection("testdom", 80)
+                reader, writer = await broker.open_connection("testdom", 80, timeout=60)
                 await all_open.wait()
                 for _ in range(2):
                     writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")

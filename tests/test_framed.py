@@ -20,6 +20,7 @@ from streams import (
     Recorder,
     every_kind,
     framed_kinds,
+    pattern,
     run,
     turns,
 )
@@ -290,6 +291,29 @@ def test_a_refused_dial_that_is_cancelled_leaves_the_connection_to_the_next() ->
             with contextlib.suppress(asyncio.CancelledError, ServiceRefused):
                 await first
             assert opener.is_parked
+
+    run(main())
+
+
+# Breaking off
+
+
+def test_a_writer_that_aborts_when_it_is_paused_does_not_break_into_a_frame() -> None:
+    class Impatient(Recorder):
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self.transport.abort()
+
+    async def main() -> None:
+        async with connected() as (opener, acceptor):
+            one, other = Impatient(), Recorder()
+            (await opener.open(PORT, DIAL_ID, extra=EXTRA)).attach(one)
+            (await acceptor.accepted.get()).attach(other)
+            one.transport.set_write_buffer_limits(high=0)
+            one.transport.write(pattern(600_000))
+            assert await one.until_lost() is None
+            assert isinstance(await other.until_lost(), StreamReset)
+            assert other.received == pattern(600_000)
 
     run(main())
 

@@ -25,6 +25,8 @@ from whip_core.frames import (
 )
 
 ROLES = st.sampled_from(Role)
+SIZES = st.one_of(st.integers(1, 50), st.integers(500, 5_000), st.just(MAX_DATA_SIZE))
+PIECES = st.one_of(st.integers(1, 30), st.integers(100, 1_000), st.just(2 * MAX_DATA_SIZE))
 OTHER = {Role.OPENER: Role.ACCEPTOR, Role.ACCEPTOR: Role.OPENER}
 
 
@@ -73,7 +75,7 @@ class Connection(RuleBasedStateMachine):
         codec = self.acceptor.codec
         self.put(self.acceptor, codec.opened() if accepts else codec.failed(1, "no"))
 
-    @rule(role=ROLES, size=st.one_of(st.integers(1, 50), st.just(MAX_DATA_SIZE)))
+    @rule(role=ROLES, size=SIZES)
     def send(self, role: Role, size: int) -> None:
         side = self.sides[role]
         if side.may_send(FrameType.DATA):
@@ -109,7 +111,7 @@ class Connection(RuleBasedStateMachine):
 
     # What the wires do
 
-    @rule(role=ROLES, size=st.one_of(st.integers(1, 30), st.integers(1, 2 * MAX_DATA_SIZE)))
+    @rule(role=ROLES, size=PIECES)
     def deliver(self, role: Role, size: int) -> None:
         side = self.sides[role]
         piece = bytes(side.wire[:size])

@@ -57,15 +57,25 @@ async def test_many_small_writes_arrive_in_order(pair: Pair) -> None:
 @every_kind()
 async def test_writes_of_every_type_and_of_nothing_keep_their_order(pair: Pair) -> None:
     one, other = pair.attach_both()
-    reused = bytearray(b"bytearray ")
     one.transport.write(b"bytes ")
     one.transport.write(b"")
-    one.transport.write(reused)
-    reused[:] = b"X" * len(reused)
+    one.transport.write(bytearray(b"bytearray "))
     one.transport.write(memoryview(b"-memoryview-")[1:-1])
     one.transport.writelines([b" several", b" lines"])
     await other.until(lambda: other.received.endswith(b"lines"))
     assert other.received == b"bytes bytearray memoryview several lines"
+
+
+@every_kind()
+async def test_a_bytearray_may_be_changed_once_it_is_written(pair: Pair) -> None:
+    one = pair.attach(pair.one)
+    other = pair.attach(pair.other, Recorder(paused=True))
+    data = bytearray(pattern(MB))
+    one.transport.write(data)
+    data[:] = bytes(MB)
+    other.transport.resume_reading()
+    await other.until(lambda: len(other.received) == MB)
+    assert digest(other.received) == digest(pattern(MB))
 
 
 @every_kind()
