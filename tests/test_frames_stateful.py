@@ -24,7 +24,8 @@ from whip_core.frames import (
     State,
 )
 
-ROLES = st.sampled_from(Role)
+WHICH = st.sampled_from([0, -1])
+"""The first or the last of one or two."""
 SIZES = st.one_of(st.integers(1, 50), st.integers(500, 5_000), st.just(MAX_DATA_SIZE))
 PIECES = st.one_of(st.integers(1, 30), st.integers(100, 1_000), st.just(2 * MAX_DATA_SIZE))
 OTHER = {Role.OPENER: Role.ACCEPTOR, Role.ACCEPTOR: Role.OPENER}
@@ -57,6 +58,12 @@ class Connection(RuleBasedStateMachine):
         self.sides = {role: Side(role) for role in Role}
         self.opener, self.acceptor = self.sides[Role.OPENER], self.sides[Role.ACCEPTOR]
 
+    def may_send(self, frame_type: FrameType) -> list[Side]:
+        return [side for side in self.sides.values() if side.may_send(frame_type)]
+
+    def under_way(self) -> list[Side]:
+        return [side for side in self.sides.values() if side.wire]
+
     def put(self, side: Side, data: bytes) -> None:
         self.sides[OTHER[side.codec.role]].wire += data
 
@@ -70,39 +77,39 @@ class Connection(RuleBasedStateMachine):
         self.put(self.opener, self.opener.codec.open(port, self.dials.to_bytes(16, "big")))
 
     @precondition(lambda self: self.acceptor.may_send(FrameType.OPENED))
-    @rule(accepts=st.booleans())
+    @rule(accepts=st.sampled_from([True, True, True, False]))
     def answer(self, accepts: bool) -> None:
         codec = self.acceptor.codec
         self.put(self.acceptor, codec.opened() if accepts else codec.failed(1, "no"))
 
-    @rule(role=ROLES, size=SIZES)
-    def send(self, role: Role, size: int) -> None:
-        side = self.sides[role]
-        if side.may_send(FrameType.DATA):
-            assert side.stream is not None
-            # Bytes that say whose they are, and from which side.
-            mark = f"{role.value} {side.stream};".encode()
-            body = (mark * (size // len(mark) + 1))[:size]
-            side.sent[side.stream] += body
-            self.put(side, side.codec.data_header(size) + body)
+    @precondition(lambda self: self.may_send(FrameType.DATA))
+    @rule(which=WHICH, size=SIZES)
+    def send(self, which: int, size: int) -> None:
+        side = self.may_send(FrameType.DATA)[which]
+        assert side.stream is not None
+        # Bytes that say whose they are, and from which side.
+        mark = f"{side.codec.role.value} {side.stream};".encode()
+        body = (mark * (size // len(mark) + 1))[:size]
+        side.sent[side.stream] += body
+        self.put(side, side.codec.data_header(size) + body)
 
-    @rule(role=ROLES)
-    def end(self, role: Role) -> None:
-        side = self.sides[role]
-        if side.may_send(FrameType.END):
-            self.put(side, side.codec.end())
+    @precondition(lambda self: self.may_send(FrameType.END))
+    @rule(which=WHICH)
+    def end(self, which: int) -> None:
+        side = self.may_send(FrameType.END)[which]
+        self.put(side, side.codec.end())
 
-    @rule(role=ROLES)
-    def ping(self, role: Role) -> None:
-        side = self.sides[role]
-        if side.may_send(FrameType.PING):
-            self.put(side, side.codec.ping(b"pingpong"))
+    @precondition(lambda self: self.may_send(FrameType.DATA))
+    @rule(which=WHICH)
+    def ping(self, which: int) -> None:
+        side = self.may_send(FrameType.DATA)[which]
+        self.put(side, side.codec.ping(b"pingpong"))
 
-    @rule(role=ROLES, really=st.integers(0, 5))
-    def reset(self, role: Role, really: int) -> None:
-        side = self.sides[role]
-        if not really and side.may_send(FrameType.RESET):
-            self.put(side, side.codec.reset("why not"))
+    @precondition(lambda self: self.dials > 2 and self.may_send(FrameType.RESET))
+    @rule(which=WHICH)
+    def reset(self, which: int) -> None:
+        side = self.may_send(FrameType.RESET)[which]
+        self.put(side, side.codec.reset("why not"))
 
     @precondition(lambda self: all(s.codec.state is State.CLOSED for s in self.sides.values()))
     @rule()
@@ -111,20 +118,24 @@ class Connection(RuleBasedStateMachine):
 
     # What the wires do
 
-    @rule(role=ROLES, size=PIECES)
-    def deliver(self, role: Role, size: int) -> None:
-        side = self.sides[role]
+    @precondition(lambda self: self.under_way())
+    @rule(which=WHICH, size=PIECES)
+    def deliver(self, which: int, size: int) -> None:
+        self.receive(self.under_way()[which], size)
+
+    @precondition(lambda self: self.under_way())
+    @rule()
+    def deliver_all(self) -> None:
+        while self.under_way():
+            for side in self.under_way():
+                self.receive(side, len(side.wire))
+
+    def receive(self, side: Side, size: int) -> None:
         piece = bytes(side.wire[:size])
         del side.wire[:size]
         if side.codec.state is not State.CLOSED:
             for event in side.codec.receive(piece):
                 self.happened(side, event)
-
-    @rule()
-    def deliver_all(self) -> None:
-        while any(side.wire for side in self.sides.values()):
-            for role in Role:
-                self.deliver(role, len(self.sides[role].wire))
 
     def happened(self, side: Side, event: Event) -> None:
         match event:
