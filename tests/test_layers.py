@@ -31,8 +31,8 @@ LAYERS = {
         "client_agent": "backoff reconcile",
     },
     2: {  # async I/O
-        "whip_core": "control_server drain forward framed heartbeat outbox raw relay"
-        " reverse_listener session sockets stream stream_reader tasks tls tls_transport",
+        "whip_core": "awaited control_server drain forward framed heartbeat outbox parked_pool raw"
+        " relay reverse_listener session sockets stream stream_reader tasks tls tls_transport",
         "client_agent": "control_client discovery local parker reverse",
     },
     3: {  # assembly

@@ -20,8 +20,7 @@ from tunnel import (
     service,
     until,
 )
-from whip_core import Broker
-from whip_core import session as session_module
+from whip_core import Broker, parked_pool
 from whip_core.errors import StreamCut, StreamReset
 from whip_core.framed import FramedConnection
 
@@ -46,7 +45,7 @@ async def tunnel(handler: Any = echo) -> Any:
 
 def connections(broker: Broker) -> list[FramedConnection]:
     (session,) = broker._registry
-    return list(session._parked)
+    return list(session.pool._connections)
 
 
 def test_a_connection_is_parked_at_once_and_the_first_dial_uses_it() -> None:
@@ -82,7 +81,7 @@ def test_two_hundred_dials_at_once_all_succeed_and_raise_what_is_kept() -> None:
             await asyncio.gather(*map(one, range(200)))
             assert len([dial for dial in watch.dials if dial.error is None]) == 200
             (session,) = broker._registry
-            assert session._demand.target > 1
+            assert session.pool._demand.target > 1
 
     run(main())
 
@@ -143,7 +142,7 @@ def test_a_stream_that_broke_takes_its_connection_with_it(how: str) -> None:
 
 
 def test_idle_connections_are_closed_when_demand_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "WINDOW", 0.05)
+    monkeypatch.setattr(parked_pool, "WINDOW", 0.05)
 
     async def main() -> None:
         async with tunnel() as (broker, _, __):

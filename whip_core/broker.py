@@ -16,6 +16,7 @@ from typing import TypeVar
 from whip_core import control, settings
 from whip_core.agents import AgentView, Registration
 from whip_core.authorization import CertificateCoversName
+from whip_core.awaited import Awaited
 from whip_core.caller import NOBODY, Caller
 from whip_core.certificates import check_files, expires_at
 from whip_core.control_server import ControlServer, ControlStream
@@ -29,7 +30,7 @@ from whip_core.plugins import Plugins
 from whip_core.preamble import OldPreamble
 from whip_core.registry import Contested, Joined, Registry
 from whip_core.reverse_listener import Arrival, ReverseListener
-from whip_core.session import Awaited, Session
+from whip_core.session import Session
 from whip_core.stream import Stream
 from whip_core.stream_reader import BrokenLastReader
 from whip_core.tls import grpc_server_credentials, server_context
@@ -68,7 +69,7 @@ class Broker:
         )
         self._domains = tuple(normalize(domain) for domain in settings.domains)
         self._registry: Registry[Session] = Registry()
-        self._awaited = Awaited()
+        self._awaited: Awaited[Session] = Awaited()
         self._sessions_by_id: dict[str, Session] = {}
         self._dialer = Dialer(self._registry, self.plugins, settings.dial_timeout)
         self._stack = contextlib.AsyncExitStack()
@@ -300,7 +301,7 @@ class Broker:
                     software_version=version("whip-tunnel"),
                 )
             )
-            session.start_parking()
+            session.pool.start()
         logger.info(
             "agent %s registered from %s, ports %s",
             session.name,
@@ -350,7 +351,7 @@ class Broker:
         preamble = arrival.preamble
         if isinstance(preamble, OldPreamble):
             wait = self._awaited.get(preamble.connection_id)
-            session = wait.session if wait is not None else None
+            session = wait.owner if wait is not None else None
         else:
             session = self._sessions_by_id.get(preamble.session_id)
         if session is None:

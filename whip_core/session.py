@@ -1,4 +1,4 @@
-"""An agent registered here: its control stream, its reverse connections, its streams."""
+"""One registration of an agent: its control stream, and how dials get through to it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import hmac
 import logging
 import secrets
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from whip_core import control
 from whip_core.agents import AgentView, Peer, Registration
+from whip_core.awaited import Awaited, OnFinished, Wait
 from whip_core.control_state import BROKER_SIDE, ControlState, RoundTrips, State
 from whip_core.errors import (
     AgentGone,
@@ -24,7 +23,7 @@ from whip_core.errors import (
 from whip_core.framed import FramedConnection
 from whip_core.frames import Role
 from whip_core.names import AgentName
-from whip_core.parking import MAX_PARKED, WINDOW, Demand
+from whip_core.parked_pool import ParkedPool
 from whip_core.preamble import OldPreamble, Preamble
 from whip_core.raw import RawConnection
 from whip_core.reverse_listener import Arrival
@@ -41,8 +40,6 @@ ROUND_TRIPS = 4
 """A parked connection has this many seconds, and round trips, to answer an OPEN: time for
 the agent to reach its service, and little beside the time that a whole dial has."""
 
-OnFinished = Callable[[Stream], None]
-
 
 class Sender(Protocol):
     """What a session needs of its control stream."""
@@ -53,46 +50,6 @@ class Sender(Protocol):
     def end(self, why: RegistrationError | None = None) -> None: ...
 
 
-@dataclass(slots=True)
-class Wait:
-    """A dial that waits for the reverse connection it asked for."""
-
-    session: Session
-    extra: Mapping[str, Any]
-    on_finished: OnFinished
-    connection: asyncio.Future[FramedConnection | RawConnection]
-
-
-class Awaited:
-    """The waiting dials by the id that their connection has to show.
-
-    One table for a broker: an old agent's connection shows its id and nothing else.
-    """
-
-    def __init__(self) -> None:
-        self._by_id: dict[str, Wait] = {}
-
-    def __len__(self) -> int:
-        return len(self._by_id)
-
-    def add(self, connection_id: str, wait: Wait) -> None:
-        self._by_id[connection_id] = wait
-
-    def remove(self, connection_id: str) -> None:
-        self._by_id.pop(connection_id, None)
-
-    def get(self, connection_id: str) -> Wait | None:
-        """None if nobody waits under that id, or not any more."""
-        wait = self._by_id.get(connection_id)
-        return wait if wait is not None and not wait.connection.done() else None
-
-    def fail_all(self, session: Session, why: str) -> None:
-        """The agent will not come: tell everyone who waits for it."""
-        for wait in self._by_id.values():
-            if wait.session is session and not wait.connection.done():
-                wait.connection.set_exception(AgentGone(why))
-
-
 class Session:
     """One registration of one agent, from its acceptance to the end of its control stream."""
 
@@ -101,7 +58,7 @@ class Session:
         sender: Sender,
         registration: Registration,
         reverse_address: tuple[str, int],
-        awaited: Awaited,
+        awaited: Awaited[Session],
     ) -> None:
         self.registration = registration
         self.peer = sender.peer
@@ -115,17 +72,15 @@ class Session:
         self._sender = sender
         self._reverse_address = reverse_address
         self._awaited = awaited
-        self._parked: deque[FramedConnection] = deque()
+        self.pool = ParkedPool(lambda target: self.send(control.Park(target)))
         self._opening: set[FramedConnection] = set()
-        self._demand = Demand()
-        self._window: asyncio.TimerHandle | None = None
         self._probe: asyncio.Future[None] | None = None
         self.next_ping: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         return (
             f"<Session {self.name} {self.control.state.value} streams={self.streams} "
-            f"parked={len(self._parked)}>"
+            f"parked={len(self.pool)}>"
         )
 
     @property
@@ -150,7 +105,7 @@ class Session:
 
     @property
     def parked(self) -> int:
-        return len(self._parked)
+        return len(self.pool)
 
     def view(self) -> AgentView:
         registration = self.registration
@@ -165,7 +120,7 @@ class Session:
             protocol_version=registration.protocol_version,
             software_version=registration.software_version,
             streams=self.streams,
-            parked=len(self._parked),
+            parked=len(self.pool),
             round_trip=self.round_trips.latest,
             registered_at=self.registered_at,
             draining=self.draining,
@@ -187,10 +142,10 @@ class Session:
                 return self.round_trips.pong(message, self.heard_at)
             case control.ConnectFailed(connection_id, why):
                 wait = self._awaited.get(connection_id)
-                if wait is not None and wait.session is self:
+                if wait is not None and wait.owner is self:
                     wait.connection.set_exception(ServiceRefused(why or "no reason given"))
             case control.Draining():
-                self._close_parked()
+                self.pool.close()
         return None
 
     def ping(self) -> None:
@@ -214,18 +169,12 @@ class Session:
         self.control.end()
         if self._probe is not None and not self._probe.done():
             self._probe.set_result(None)
-        self._awaited.fail_all(self, f"agent {self.name} vanished: {why or 'its session ended'}")
-        self._close_parked()
+        reason = f"agent {self.name} vanished: {why or 'its session ended'}"
+        self._awaited.fail_all(self, lambda: AgentGone(reason))
+        self.pool.close()
         for connection in tuple(self._opening):
             connection.close()
-        if self._window is not None:
-            self._window.cancel()
         self._sender.end(why)
-
-    def _close_parked(self) -> None:
-        parked, self._parked = self._parked, deque()
-        for connection in parked:
-            connection.close()
 
     # Reverse connections
 
@@ -240,10 +189,10 @@ class Session:
         if isinstance(arrival.preamble, Preamble) and not connection_id:
             connection = self._framed()
             arrival.adopt(connection)
-            self.park(connection)
+            self.pool.park(connection)
             return
         wait = self._awaited.get(connection_id)
-        if wait is None or wait.session is not self:
+        if wait is None or wait.owner is not self:
             raise RemoteProtocolError(f"nobody waits for this connection of {self.name} (any more)")
         answer: FramedConnection | RawConnection
         if isinstance(arrival.preamble, Preamble):
@@ -269,21 +218,7 @@ class Session:
             raise RemoteProtocolError(f"a reverse connection for {self.name} with a wrong secret")
 
     def _framed(self) -> FramedConnection:
-        return FramedConnection(Role.OPENER, on_idle=self.park, on_lost=self.unpark)
-
-    def park(self, connection: FramedConnection) -> None:
-        """Keep an idle connection for the next dial, or close it where there are enough."""
-        if self.control.state is State.REGISTERED and len(self._parked) < MAX_PARKED:
-            self._parked.append(connection)
-            if len(self._parked) > self._demand.target:
-                self._watch_demand()
-        else:
-            connection.close()
-
-    def unpark(self, connection: FramedConnection) -> None:
-        """Forget a connection that is gone."""
-        if connection in self._parked:
-            self._parked.remove(connection)
+        return FramedConnection(Role.OPENER, on_idle=self.pool.park, on_lost=self.pool.forget)
 
     async def open(
         self,
@@ -297,11 +232,7 @@ class Session:
 
         Raises `DialError`s without a target's name. Cancelled, it leaves nothing behind.
         """
-        while self._parked:
-            connection = self._parked.pop()
-            if not connection.is_parked:
-                continue
-            self._demand.used(len(self._parked))
+        while (connection := self.pool.take()) is not None:
             try:
                 async with asyncio.timeout(self._parked_patience()):
                     stream = await self._open_on(connection, port, dial_id, extra, on_finished)
@@ -312,42 +243,12 @@ class Session:
                 logger.debug("%r does not answer: its path may be dead", connection)
                 break
             return stream, True
-        self._missed()
+        self.pool.missed()
         return await self._open_new(port, dial_id, extra, on_finished), False
 
     def _parked_patience(self) -> float:
         """Seconds after which a parked connection is given up, and a new one asked for."""
         return PARKED_PATIENCE + ROUND_TRIPS * (self.round_trips.latest or 0.0)
-
-    # How many to keep parked
-
-    def start_parking(self) -> None:
-        """Tell a newly registered agent how many connections to keep parked."""
-        if self.speaks_frames:
-            self.send(control.Park(self._demand.target))
-
-    def _missed(self) -> None:
-        if self.speaks_frames:
-            if self._demand.missed():
-                self.send(control.Park(self._demand.target))
-            self._watch_demand()
-
-    def _watch_demand(self) -> None:
-        if self._window is None and self.control.state is State.REGISTERED:
-            loop = asyncio.get_running_loop()
-            self._window = loop.call_later(WINDOW, self._window_passed)
-
-    def _window_passed(self) -> None:
-        self._window = None
-        before = self._demand.target
-        adjustment = self._demand.window_passed(len(self._parked))
-        if adjustment.target != before:
-            self.send(control.Park(adjustment.target))
-        for _ in range(adjustment.surplus):
-            # The ones that have been idle longest; the next dial takes the other end.
-            self._parked.popleft().close()
-        if not self._demand.at_rest or len(self._parked) > self._demand.target:
-            self._watch_demand()
 
     async def _open_new(
         self, port: int, dial_id: bytes, extra: Mapping[str, Any], on_finished: OnFinished
