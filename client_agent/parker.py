@@ -15,8 +15,9 @@ from whip_core.tasks import TaskSet
 logger = logging.getLogger(__name__)
 
 REFILL_DELAY = 0.05
-"""Seconds before a connection that was taken is replaced: after a short stream it is back by
-then, and needs no handshake. A broker that finds none in between asks for more at once."""
+"""Seconds before a connection that was taken is replaced, and before more are opened on
+demand: after a short stream it is back by then, and spares a handshake. A dial that finds
+none parked in between does not wait for this: it asks for a connection of its own."""
 
 
 class Parker:
@@ -26,6 +27,7 @@ class Parker:
         self._open_one = open_one
         self._tasks = tasks
         self._parked: set[FramedConnection] = set()
+        self._lent: dict[FramedConnection, asyncio.TimerHandle] = {}
         self._target = 0
         self._opening = 0
         self._backoff = Backoff()
@@ -35,25 +37,31 @@ class Parker:
 
     def aim(self, target: int) -> None:
         """Keep `target` connections parked from now on, within our own bound."""
+        at_first = not self._target
         self._target = min(target, MAX_PARKED)
-        self._refill()
+        if at_first:
+            self._refill()
+        else:
+            self._refill_later()
 
     def parked(self, connection: FramedConnection) -> None:
+        self._returned(connection)
         self._parked.add(connection)
 
     def taken(self, connection: FramedConnection) -> None:
-        """A stream was opened on it: another takes its place."""
+        """A stream was opened on it: unless that is short, another takes its place."""
         self._proven(connection)
         self._parked.discard(connection)
-        if self._refilling is None:
-            loop = asyncio.get_running_loop()
-            self._refilling = loop.call_later(REFILL_DELAY, self._refill)
+        self._returned(connection)  # its last end may have come together with this open
+        loop = asyncio.get_running_loop()
+        self._lent[connection] = loop.call_later(REFILL_DELAY, self._kept, connection)
 
     def lost(self, connection: FramedConnection) -> None:
         """It is gone. One that the broker never used it may have refused: that is a failure."""
         self._parked.discard(connection)
+        self._returned(connection)
         if connection not in self._unproven:
-            self._refill()
+            self._refill_later()
             return
         self._unproven.discard(connection)
         self._failing = True
@@ -71,13 +79,32 @@ class Parker:
         self._target = 0
         if self._refilling is not None:
             self._refilling.cancel()
+        for timer in self._lent.values():
+            timer.cancel()
+        self._lent.clear()
         for connection in tuple(self._parked):
             connection.close()
+
+    def _returned(self, connection: FramedConnection) -> None:
+        timer = self._lent.pop(connection, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _kept(self, connection: FramedConnection) -> None:
+        """The stream goes on for longer."""
+        del self._lent[connection]
+        self._refill()
+
+    def _refill_later(self) -> None:
+        if self._refilling is None:
+            loop = asyncio.get_running_loop()
+            self._refilling = loop.call_later(REFILL_DELAY, self._refill)
 
     def _refill(self) -> None:
         self._refilling = None
         at_once = 1 if self._failing else self._target
-        while self._opening < at_once and len(self._parked) + self._opening < self._target:
+        present = len(self._parked) + len(self._lent)
+        while self._opening < at_once and present + self._opening < self._target:
             self._opening += 1
             self._tasks.spawn(self._open(), "park a connection")
 

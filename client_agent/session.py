@@ -274,13 +274,14 @@ class BrokerSession:
         domain = self._settings.name.domain
         backend = self._settings.exposure[port]
         local_port = str(backend.port) if isinstance(backend, TCPBackend) else "unix"
-        logger.info("dial %s: open to %s", dial, backend)
+        logger.debug("dial %s: open to %s", dial, backend)
+        started = time.monotonic()
         self._streams += 1
         self._quiet.clear()
         self._metrics.connected(domain, local_port)
 
         def done() -> None:
-            logger.info("dial %s: closed", dial)
+            logger.info("dial %s to %s: closed, %.1f s", dial, backend, time.monotonic() - started)
             self._metrics.disconnected(domain, local_port)
             self._streams -= 1
             if not self._streams:

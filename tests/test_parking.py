@@ -13,11 +13,11 @@ def test_at_rest_one_connection_is_kept_and_no_timer_needed() -> None:
     assert demand.at_rest
 
 
-def test_each_dial_that_finds_none_doubles_the_target_up_to_the_bound() -> None:
+def test_each_dial_that_finds_none_raises_the_target_up_to_the_bound() -> None:
     demand = Demand()
-    rises = [demand.missed() for _ in range(8)]
+    rises = [demand.missed() for _ in range(MAX_PARKED + 1)]
     assert demand.target == MAX_PARKED
-    assert rises == [True] * 6 + [False] * 2
+    assert rises == [True] * (MAX_PARKED - MIN_PARKED) + [False] * 2
     assert not demand.at_rest
 
 
@@ -29,7 +29,7 @@ def test_a_window_with_a_miss_keeps_the_target() -> None:
 
 def test_what_stayed_idle_for_a_whole_window_brings_the_target_down_again() -> None:
     demand = Demand()
-    for _ in range(6):
+    for _ in range(MAX_PARKED):
         demand.missed()
     demand.window_passed(idle=64)
     targets = [demand.window_passed(idle=demand.target).target for _ in range(7)]

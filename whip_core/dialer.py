@@ -196,13 +196,13 @@ class Dialer:
         session = candidate.session
         started = time.monotonic()
         try:
-            async with asyncio.timeout(timeout):
-                stream, dial.parked = await session.open(
-                    candidate.port,
-                    dial.dial_id,
-                    extra={"whip": dial},
-                    on_finished=lambda stream: self._closed(dial, candidate, stream),
-                )
+            stream, dial.parked = await session.open(
+                candidate.port,
+                dial.dial_id,
+                timeout=timeout,
+                extra={"whip": dial},
+                on_finished=lambda stream: self._closed(dial, candidate, stream),
+            )
         except TimeoutError as error:
             raise DialTimeout(
                 f"{dial.target}: no answer from agent {session.name} within {timeout:.1f} s"

@@ -289,6 +289,16 @@ class FrameCodec:
                     piece = data if whole else view[position : position + taken]
                     events.append(DataReceived(piece))
                     position += taken
+                elif (
+                    data[position] == _DATA
+                    and _DATA in self._may_receive
+                    and not self._partial
+                    and size - position >= HEADER_SIZE
+                ):
+                    # What most frames are, without the detours of the others.
+                    length = int.from_bytes(data[position + 1 : position + HEADER_SIZE], "big")
+                    self._data_left = _checked_size(length)
+                    position += HEADER_SIZE
                 else:
                     position += self._receive_frame(view[position:], events)
         except RemoteProtocolError:
@@ -302,9 +312,6 @@ class FrameCodec:
         if partial or len(view) < HEADER_SIZE:
             return self._complete(view, events)
         frame_type, length = self._header(view)
-        if frame_type is FrameType.DATA:
-            self._data_left = length
-            return HEADER_SIZE
         whole = HEADER_SIZE + length
         if len(view) < whole:
             partial += view
@@ -339,8 +346,7 @@ class FrameCodec:
             self._reject(number)
         frame_type = _FRAME_TYPES[number]
         if frame_type is FrameType.DATA:
-            if not 0 < length <= MAX_DATA_SIZE:
-                raise RemoteProtocolError(f"DATA of {length} bytes (1 to {MAX_DATA_SIZE})")
+            _checked_size(length)
         elif length > MAX_CONTROL_SIZE:
             raise RemoteProtocolError(
                 f"{frame_type.name} of {length} bytes (at most {MAX_CONTROL_SIZE})"
@@ -395,6 +401,12 @@ class FrameCodec:
     def _check_id(self, frame_type: FrameType, dial_id: bytes) -> None:
         if dial_id != self.dial_id:
             raise RemoteProtocolError(f"{frame_type.name} with another dial's id")
+
+
+def _checked_size(length: int) -> int:
+    if not 0 < length <= MAX_DATA_SIZE:
+        raise RemoteProtocolError(f"DATA of {length} bytes (1 to {MAX_DATA_SIZE})")
+    return length
 
 
 def _frame(frame_type: FrameType, body: bytes) -> bytes:

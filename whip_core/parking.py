@@ -1,10 +1,11 @@
 """How many reverse connections to keep parked for one agent: sized by demand, no I/O.
 
 The agent is told a *target*: how many idle connections it shall keep open, and it opens
-new ones in the background as soon as there are fewer. The target doubles whenever a dial
-finds none parked, and comes down again window by window while some stay idle throughout:
-those were not needed. Connections that return from a stream are kept beyond the target
-for as long as the traffic uses them, and the surplus of a whole window is closed.
+new ones in the background when there are fewer. The target rises by one for each dial that
+finds none parked (of a burst of 20 there were 20 too few), and comes down again window by
+window while some stay idle throughout: those were not needed. Connections that return from
+a stream are kept beyond the target for as long as the traffic uses them, and the surplus of
+a whole window is closed.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Demand:
         """A dial found none parked. True if the target rose and has to be told."""
         self._fewest_idle = 0
         self._missed = True
-        raised = min(self.target * 2, MAX_PARKED)
+        raised = min(self.target + 1, MAX_PARKED)
         rose = raised != self.target
         self.target = raised
         return rose

@@ -225,16 +225,20 @@ class Session:
         port: int,
         dial_id: bytes,
         *,
+        timeout: float,
         extra: Mapping[str, Any],
         on_finished: OnFinished,
     ) -> tuple[Stream, bool]:
         """Open a stream to the agent's exposed `port`; also whether a parked connection served.
 
-        Raises `DialError`s without a target's name. Cancelled, it leaves nothing behind.
+        Raises `TimeoutError` after `timeout` seconds, and `DialError`s without a target's
+        name. Cancelled, it leaves nothing behind.
         """
+        now = asyncio.get_running_loop().time
+        deadline = now() + timeout
         while (connection := self.pool.take()) is not None:
             try:
-                async with asyncio.timeout(self._parked_patience()):
+                async with asyncio.timeout_at(min(deadline, now() + self._parked_patience())):
                     stream = await self._open_on(connection, port, dial_id, extra, on_finished)
             except AgentGone as error:
                 logger.debug("%r was dead: %s", connection, error)
@@ -244,7 +248,8 @@ class Session:
                 break
             return stream, True
         self.pool.missed()
-        return await self._open_new(port, dial_id, extra, on_finished), False
+        async with asyncio.timeout_at(deadline):
+            return await self._open_new(port, dial_id, extra, on_finished), False
 
     def _parked_patience(self) -> float:
         """Seconds after which a parked connection is given up, and a new one asked for."""

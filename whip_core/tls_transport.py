@@ -34,6 +34,7 @@ BIOs never shrink: in larger pieces, each connection would keep the largest it e
 
 _received = bytearray(READ_SIZE)
 _received_view = memoryview(_received)
+_nothing = _received_view[:0]
 # What one read brings may complete a record whose beginning came before.
 _decrypted_view = memoryview(bytearray(READ_SIZE + RECORD_SIZE))
 
@@ -221,26 +222,30 @@ class _Wire(asyncio.BufferedProtocol):
         if not self.transport.is_closing():
             self.transport.write(b"".join(records))
 
-    def _decrypt(self, received: memoryview = _received_view[:0]) -> None:
+    def _decrypt(self, received: memoryview = _nothing) -> None:
         """Hand on what `received` completes, and what had come before."""
-        size = self._read_records(0)
+        incoming = self._incoming
+        size = 0 if received else self._read_records(0)
         for start in range(0, len(received), RECORD_SIZE):
-            self._incoming.write(received[start : start + RECORD_SIZE])
+            incoming.write(received[start : start + RECORD_SIZE])
             size = self._read_records(size)
         while size:
             self.protocol.data_received(bytes(_decrypted_view[:size]))
-            size = 0 if self.paused else self._read_records(0)
+            size = self._read_records(0) if incoming.pending and not self.paused else 0
         self._flush()
         if self._ended and not (self.paused or self.closing):
             self.protocol.eof_received()
             self.close()
 
     def _read_records(self, size: int) -> int:
-        """Decrypt behind the first `size` octets of the shared buffer; how many there are then."""
+        """Decrypt behind the first `size` octets of the shared buffer; how many there are then.
+
+        There is always room for a whole record, so OpenSSL keeps none back.
+        """
         if self._ended or self.closing:
             return size
         try:
-            while size < len(_decrypted_view) and (self._incoming.pending or self._ssl.pending()):
+            while self._incoming.pending and size <= READ_SIZE:
                 count = self._read_into(_decrypted_view[size:])
                 if not count:
                     self._ended = True
@@ -274,7 +279,7 @@ class _Wire(asyncio.BufferedProtocol):
         if not self.paused:
             return
         self.paused = False
-        if self._incoming.pending or self._ssl.pending():
+        if self._incoming.pending:
             asyncio.get_running_loop().call_soon(self._go_on)
         else:
             self._go_on()
