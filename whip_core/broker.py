@@ -319,6 +319,12 @@ class Broker:
         session.next_ping = loop.call_later(delay, self._ping, session)
 
     def _ping(self, session: Session) -> None:
+        silent = session.silent_for
+        if silent >= self.settings.ping_timeout:
+            # Whatever TCP believes of it, the path is dead, or the agent.
+            why = f"it has not answered for {silent:.0f} s"
+            self._end(session, RegistrationError(why, code="unresponsive"))
+            return
         session.ping()
         self._ping_later(session, self.settings.ping_interval)
 

@@ -69,6 +69,7 @@ class Session:
         self.streams = 0
         self.registered_at = time.time()
         self.heard_at = time.monotonic()
+        self._unanswered_since: float | None = None
         self._sender = sender
         self._reverse_address = reverse_address
         self._awaited = awaited
@@ -135,6 +136,7 @@ class Session:
         """Take a message in; the round trip in seconds if it completes one."""
         self.control.receive(message)
         self.heard_at = time.monotonic()
+        self._unanswered_since = None
         if self._probe is not None and not self._probe.done():
             self._probe.set_result(None)
         match message:
@@ -149,7 +151,17 @@ class Session:
         return None
 
     def ping(self) -> None:
-        self.send(self.round_trips.ping(time.monotonic(), time.time_ns()))
+        now = time.monotonic()
+        if self._unanswered_since is None:
+            self._unanswered_since = now
+        self.send(self.round_trips.ping(now, time.time_ns()))
+
+    @property
+    def silent_for(self) -> float:
+        """Seconds since the first ping behind which nothing has come; 0 if there is none."""
+        if self._unanswered_since is None:
+            return 0.0
+        return time.monotonic() - self._unanswered_since
 
     async def answers(self, timeout: float) -> bool:
         """Whether the agent says anything within `timeout` seconds of being pinged."""

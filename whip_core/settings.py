@@ -12,6 +12,9 @@ DIAL_TIMEOUT = 10.0
 """Seconds a whole dial may take, the waiting for an agent to appear not counted."""
 PING_INTERVAL = 20.0
 """Seconds between two round-trip measurements of one agent."""
+PING_TIMEOUT = 15.0
+"""Seconds an agent may leave pings unanswered. It is looked at before each ping, so that a
+dead path is noticed within two intervals."""
 PROBE_TIMEOUT = 2.0
 """Seconds the holder of a name has to answer when another agent claims it."""
 HANDSHAKE_TIMEOUT = 10.0
@@ -55,6 +58,7 @@ class BrokerSettings:
     picker: str = "random"
     dial_timeout: float = DIAL_TIMEOUT
     ping_interval: float = PING_INTERVAL
+    ping_timeout: float = PING_TIMEOUT
     probe_timeout: float = PROBE_TIMEOUT
     handshake_timeout: float = HANDSHAKE_TIMEOUT
     preamble_timeout: float = PREAMBLE_TIMEOUT
