@@ -22,6 +22,7 @@ from programs import path_of
 from whip_addon.lifecycle import WhipAddon
 from whip_core.caller import NOBODY, Caller
 from whip_core.errors import DialError, UnknownName
+from whip_core.plugin_sources import PluginOptions
 from whip_core.settings import BrokerSettings
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -52,7 +53,7 @@ class FakeBroker:
     dials: list[tuple[str, int, Caller]] = field(default_factory=list)
     streams: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
     settings: BrokerSettings | None = None
-    plugins: tuple[str, ...] = ()
+    plugin_options: PluginOptions = field(default_factory=PluginOptions)
     waits: list[float] = field(default_factory=list)
     on_enter: Callable[[], None] = lambda: None
     is_open: bool = False
@@ -61,8 +62,8 @@ class FakeBroker:
     def __post_init__(self) -> None:
         self.may_close.set()
 
-    def factory(self, settings: BrokerSettings, plugins: Sequence[str]) -> FakeBroker:
-        self.settings, self.plugins = settings, tuple(plugins)
+    def factory(self, settings: BrokerSettings, plugins: PluginOptions) -> FakeBroker:
+        self.settings, self.plugin_options = settings, plugins
         return self
 
     async def __aenter__(self) -> FakeBroker:

@@ -22,12 +22,13 @@ PACKAGES = ("whip_core", "client_agent", "whip_addon")
 # everything below a package, `__init__` the package itself.
 LAYERS = {
     0: {  # values
-        "whip_core": "agents caller control errors hookspecs names settings wire.__init__ wire.*",
+        "whip_core": "agents caller control errors hookspecs local_request names settings"
+        " wire.__init__ wire.*",
         "client_agent": "endpoints exposure settings",
     },
     1: {  # state, no I/O
         "whip_core": "authorization certificates channel control_state control_wire frames parking"
-        " pickers pki preamble registry",
+        " pickers pki plugin_host plugin_settings preamble registry",
         "client_agent": "backoff reconcile",
     },
     2: {  # async I/O
@@ -37,7 +38,7 @@ LAYERS = {
     },
     3: {  # assembly
         "whip_core": "__init__ broker broker_options cli commands.__init__ commands.* dialer"
-        " metrics options plugin_files plugins testing.__init__ testing.*",
+        " metrics options plugin_sources plugins testing.__init__ testing.*",
         "client_agent": "__init__ agent command session worker",
         "whip_addon": "__init__ *",
     },

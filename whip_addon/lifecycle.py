@@ -44,7 +44,7 @@ from whip_addon.streaming import Streaming
 from whip_core import Broker, metrics
 from whip_core.errors import BrokerClosed, SettingsError, StreamCut, WhipError
 from whip_core.forward import ForwardSpec
-from whip_core.plugin_files import load_plugins
+from whip_core.plugin_sources import PluginOptions
 from whip_core.settings import BrokerSettings, is_loopback
 from whip_core.tasks import TaskSet
 
@@ -68,16 +68,14 @@ class RunningBroker(Dials, Protocol):
 
 
 BrokerFactory = Callable[
-    [BrokerSettings, Sequence[str]], AbstractAsyncContextManager[RunningBroker]
+    [BrokerSettings, PluginOptions], AbstractAsyncContextManager[RunningBroker]
 ]
-"""Makes the broker from its settings and the plugins' names; entering it starts it."""
+"""Makes the broker from its settings and its plugins'; entering it starts it."""
 
 
-def broker_of(
-    settings: BrokerSettings, plugins: Sequence[str]
-) -> AbstractAsyncContextManager[RunningBroker]:
-    """The real one. Raises `SettingsError`."""
-    return Broker(settings, plugins=load_plugins(plugins))
+def broker_of(settings: BrokerSettings, plugins: PluginOptions) -> Broker:
+    """The real one, with the plugins loaded. Raises `SettingsError`."""
+    return Broker(settings, plugins=plugins.load(), plugin_settings=plugins.read_settings())
 
 
 class _Set:

@@ -179,7 +179,7 @@ class Dialer:
         for candidate, view in zip(candidates, views, strict=True):
             if view is picked:
                 return candidate
-        raise DialError(f"{target}: the picker chose {picked!r}, which was not a candidate")
+        raise DialError(f"{target}: no plugin picked one of {len(candidates)} candidates")
 
     async def _authorize(
         self, target: Target, candidate: Candidate[Session], caller: Caller, timeout: float

@@ -39,6 +39,8 @@ LATENCY_BUCKETS = (
 class BrokerMetrics:
     """What a broker counts, and the proxy in front of it."""
 
+    whip_name = "metrics"
+
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         self._registrations = Gauge(
