@@ -39,7 +39,7 @@ LAYERS = {
     3: {  # assembly
         "whip_core": "__init__ broker broker_options cli commands.__init__ commands.* dialer"
         " metrics options plugin_sources plugins testing.__init__ testing.*",
-        "client_agent": "__init__ agent command session worker",
+        "client_agent": "__init__ agent command plugins session worker",
         "whip_addon": "__init__ *",
     },
 }
@@ -56,8 +56,9 @@ GENERATED = "whip_core.wire"
 
 # What both ends of the tunnel need: all that the agent may know of whip_core.
 SHARED_WITH_THE_AGENT = (
-    "certificates channel control control_state control_wire errors framed frames metrics names"
-    " options outbox parking preamble raw relay settings tasks tls tls_transport"
+    "certificates channel control control_state control_wire errors framed frames hookspecs"
+    " local_request metrics names options outbox parking plugin_host plugin_settings"
+    " plugin_sources preamble raw relay settings tasks tls tls_transport"
 )
 # These could be lifted out of the project nearly as they are.
 AGENT_LOGIC = {
