@@ -54,6 +54,8 @@ class FakeBroker:
     streams: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
     settings: BrokerSettings | None = None
     plugin_options: PluginOptions = field(default_factory=PluginOptions)
+    addons: Sequence[tuple[str, object]] = ()
+    """What its plugins bring for mitmproxy, with the plugins' names."""
     waits: list[float] = field(default_factory=list)
     on_enter: Callable[[], None] = lambda: None
     is_open: bool = False
@@ -74,6 +76,9 @@ class FakeBroker:
     async def __aexit__(self, *_: object) -> None:
         await self.may_close.wait()
         self.is_open = False
+
+    def mitmproxy_addons(self) -> Sequence[tuple[str, object]]:
+        return self.addons
 
     def routes(self, host: str) -> bool:
         name = host.lower().removesuffix(".")

@@ -38,6 +38,7 @@ from whip_addon.ending import end_clients
 from whip_addon.forwarded import Forwarded
 from whip_addon.guard import Guard
 from whip_addon.passthrough import Passthrough
+from whip_addon.plugin_addons import PluginAddons
 from whip_addon.routing import Route, route
 from whip_addon.settings import BY_NAME, WHILE_RUNNING, AddonSettings
 from whip_addon.streaming import Streaming
@@ -62,6 +63,7 @@ class RunningBroker(Dials, Protocol):
     def reverse_port(self) -> int: ...
     @property
     def metrics(self) -> Any: ...
+    def mitmproxy_addons(self) -> Sequence[tuple[str, object]]: ...
     def forwarding(
         self, spec: ForwardSpec, *, wait: float
     ) -> AbstractAsyncContextManager[object]: ...
@@ -112,6 +114,7 @@ class WhipAddon:
         self._broken = BrokenStreams()
         self._dialer = Dialer(self._ready, self._rules, callers, self._broken)
         self._door = Door(callers.prove_names)
+        self._brought = PluginAddons()
         self.addons: list[object] = [
             Guard(lambda: self._fault, self._way, self._dialer.has_dialled),
             self._door,
@@ -122,6 +125,7 @@ class WhipAddon:
             Forwarded(self._routes),
             self._broken,
             Counting(self._counts),
+            self._brought,
         ]
         if self._is_second:
             self.addons.clear()
@@ -208,6 +212,7 @@ class WhipAddon:
             stack.enter_context(_metrics_of(broker, settings))
             for spec in settings.forwards:
                 await stack.enter_async_context(broker.forwarding(spec, wait=settings.wait))
+            await self._brought.add(broker.mitmproxy_addons())
             self._broker = broker
             self._started.set()
             await self._stop.wait()

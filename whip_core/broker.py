@@ -154,6 +154,13 @@ class Broker:
         """Every registered agent, as it is now."""
         return [session.view() for session in self._registry]
 
+    def mitmproxy_addons(self) -> list[tuple[str, object]]:
+        """What plugins bring for a mitmproxy that this broker is in, with the plugins' names.
+
+        Raises `SettingsError` if one of them fails at it.
+        """
+        return self.plugins.mitmproxy_addons()
+
     def _parked_by_domain(self) -> dict[str, int]:
         parked: dict[str, int] = {}
         for session in self._registry:

@@ -31,9 +31,9 @@ class Plugins:
     def describe(self) -> list[Described]:
         return self._host.describe()
 
-    def mitmproxy_addons(self) -> list[object]:
-        """Raises `SettingsError`, naming the plugin, if one gives something else."""
-        addons: list[object] = []
+    def mitmproxy_addons(self) -> list[tuple[str, object]]:
+        """Each with its plugin's name. Raises `SettingsError` for what is no list of addons."""
+        addons: list[tuple[str, object]] = []
         for plugin, given in self._host.gather("whip_mitmproxy_addons"):
             if given is None:
                 continue
@@ -41,7 +41,7 @@ class Plugins:
                 raise SettingsError(
                     f"plugin {plugin}: whip_mitmproxy_addons gave {given!r}, no list of addons"
                 )
-            addons += given
+            addons += [(plugin, addon) for addon in given]
         return addons
 
     # Decisions
