@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from programs import path_of
 from whip_addon.lifecycle import WhipAddon
+from whip_core.agents import RequestFinished
 from whip_core.caller import NOBODY, Caller
 from whip_core.errors import DialError, UnknownName
 from whip_core.plugin_sources import PluginOptions
@@ -32,9 +33,6 @@ class Counts:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.finished: list[tuple[int, str, str]] = []
-
-    def request_finished(self, status: int, protocol: str, error: str) -> None:
-        self.finished.append((status, protocol, error))
 
 
 @dataclass
@@ -76,6 +74,9 @@ class FakeBroker:
     async def __aexit__(self, *_: object) -> None:
         await self.may_close.wait()
         self.is_open = False
+
+    def request_finished(self, request: RequestFinished) -> None:
+        self.metrics.finished.append((request.status, request.protocol, request.error))
 
     def mitmproxy_addons(self) -> Sequence[tuple[str, object]]:
         return self.addons

@@ -27,6 +27,7 @@ from tunnel import (
     until,
 )
 from whip_core import Broker, control
+from whip_core.agents import RequestFinished
 from whip_core.errors import SettingsError, UnknownName
 from whip_core.metrics import LATENCY_BUCKETS, AgentMetrics, BrokerMetrics, serve
 
@@ -61,7 +62,7 @@ async def values(registry: CollectorRegistry) -> Samples:
 def test_the_six_names_their_types_and_labels_are_exact() -> None:
     """Dashboards and alerts of existing installations are written for these."""
     broker, agent = BrokerMetrics(), AgentMetrics()
-    broker.request_finished(200, "HTTP/1.1", "")
+    broker.whip_request_finished(RequestFinished(200, "HTTP/1.1", ""))
     watch = Watch()
 
     async def main() -> dict[str, tuple[str, set[str]]]:
@@ -96,7 +97,7 @@ def test_the_six_names_their_types_and_labels_are_exact() -> None:
 def test_requests_are_counted_by_status_protocol_and_error_under_the_whole_name() -> None:
     metrics = BrokerMetrics()
     for status, error in ((200, ""), (200, ""), (502, "unknown-name")):
-        metrics.request_finished(status, "HTTP/1.1", error)
+        metrics.whip_request_finished(RequestFinished(status, "HTTP/1.1", error))
 
     found = run(values(metrics.registry))
     # In the order of the labels' names: error, http_status, protocol.

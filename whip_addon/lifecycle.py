@@ -31,7 +31,7 @@ from whip_addon import options, seam
 from whip_addon.answers import Answers
 from whip_addon.broken import BrokenStreams
 from whip_addon.callers import Callers
-from whip_addon.counting import Counting, Counts
+from whip_addon.counting import NO_STATUS, Counting, Counts
 from whip_addon.dialing import Dialer, Dials, Rules
 from whip_addon.door import Door
 from whip_addon.ending import end_clients
@@ -43,6 +43,7 @@ from whip_addon.routing import Route, route
 from whip_addon.settings import BY_NAME, WHILE_RUNNING, AddonSettings
 from whip_addon.streaming import Streaming
 from whip_core import Broker, metrics
+from whip_core.agents import RequestFinished
 from whip_core.errors import BrokerClosed, SettingsError, StreamCut, WhipError
 from whip_core.forward import ForwardSpec
 from whip_core.plugin_sources import PluginOptions
@@ -54,7 +55,7 @@ logger = logging.getLogger(__name__)
 SHUTTING_DOWN = "whip is shutting down"
 
 
-class RunningBroker(Dials, Protocol):
+class RunningBroker(Dials, Counts, Protocol):
     """What the addon needs of a broker that runs: `whip_core.Broker`, or a test's own."""
 
     @property
@@ -272,10 +273,10 @@ class WhipAddon:
     def _passed_through(self) -> None:
         counts = self._counts()
         if counts is not None:
-            counts.request_finished(0, "tcp", "")
+            counts.request_finished(RequestFinished(NO_STATUS, "tcp", ""))
 
     def _counts(self) -> Counts | None:
-        return self._broker.metrics if self._broker is not None else None
+        return self._broker
 
 
 def _metrics_of(broker: RunningBroker, settings: AddonSettings) -> AbstractContextManager[Any]:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from whip_core import control, settings
-from whip_core.agents import AgentView, Registration
+from whip_core.agents import AgentView, Registration, RequestFinished
 from whip_core.authorization import CertificateCoversName
 from whip_core.awaited import Awaited
 from whip_core.caller import NOBODY, Caller
@@ -160,6 +160,10 @@ class Broker:
         Raises `SettingsError` if one of them fails at it.
         """
         return self.plugins.mitmproxy_addons()
+
+    def request_finished(self, request: RequestFinished) -> None:
+        """Told by the proxy that this broker is in, for the plugins."""
+        self.plugins.request_finished(request)
 
     def _parked_by_domain(self) -> dict[str, int]:
         parked: dict[str, int] = {}

@@ -22,7 +22,14 @@ from typing import Any
 
 import pluggy
 
-from whip_core.agents import AgentView, DialFinished, Peer, Registration, StreamClosed
+from whip_core.agents import (
+    AgentView,
+    DialFinished,
+    Peer,
+    Registration,
+    RequestFinished,
+    StreamClosed,
+)
 from whip_core.caller import Caller
 from whip_core.local_request import LocalAnswer, LocalRequest
 from whip_core.names import Target
@@ -140,6 +147,11 @@ def whip_stream_opened(dial: DialFinished) -> None:
 @hookspec
 def whip_stream_closed(stream: StreamClosed) -> None:
     """A stream has ended: after how many bytes each way, and how."""
+
+
+@hookspec
+def whip_request_finished(request: RequestFinished) -> None:
+    """A proxy has answered its client, or given up. A broker without a proxy never tells it."""
 
 
 # On the agent. An exception refuses the dial that it is about.

@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from whip_core.agents import AgentView, DialFinished, Peer, Registration, StreamClosed
+from whip_core.agents import (
+    AgentView,
+    DialFinished,
+    Peer,
+    Registration,
+    RequestFinished,
+    StreamClosed,
+)
 from whip_core.caller import Caller
 from whip_core.errors import PluginError, SettingsError
 from whip_core.hookspecs import ASKED_BY_BROKERS
 from whip_core.names import Target
 from whip_core.plugin_host import Described, PluginFailed, PluginHost
 from whip_core.plugin_settings import PluginSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """What a plugin's `whip_pick` gave. Whether it is a candidate, the dialer knows."""
+
+    plugin: str
+    agent: object
+
+    def refused(self, target: Target) -> PluginError:
+        """The error for one that was no candidate."""
+        given = f"agent {self.agent.name}" if isinstance(self.agent, AgentView) else self.agent
+        return PluginError(
+            f"{target}: plugin {self.plugin}: whip_pick gave {given!s:.80}, "
+            "which was not a candidate"
+        )
 
 
 class Plugins:
@@ -61,20 +85,12 @@ class Plugins:
         except ValueError as error:
             raise PluginError(f"{target}: plugin {plugin}: whip_resolve: {error}") from error
 
-    def pick(
-        self, target: Target, candidates: Sequence[AgentView], caller: Caller
-    ) -> AgentView | None:
-        """One of the candidates; None if no plugin picks. Raises `PluginError` if one fails."""
+    def pick(self, target: Target, candidates: Sequence[AgentView], caller: Caller) -> Picked:
+        """What was picked, not checked yet. Raises `PluginError` if a plugin fails."""
         found = self._ask("whip_pick", target, candidates=candidates, caller=caller)
         if found is None:
-            return None
-        plugin, picked = found
-        for candidate in candidates:
-            if candidate is picked:
-                return candidate
-        raise PluginError(
-            f"{target}: plugin {plugin}: whip_pick gave {_short(picked)}, which was not a candidate"
-        )
+            raise PluginError(f"{target}: no plugin picked one of {len(candidates)} agents")
+        return Picked(*found)
 
     async def veto_of_agent(self, registration: Registration, peer: Peer) -> str | None:
         """The first reason against the registration, or None. All are asked."""
@@ -114,6 +130,5 @@ class Plugins:
     def stream_closed(self, stream: StreamClosed) -> None:
         self._host.notify("whip_stream_closed", {"stream": stream})
 
-
-def _short(picked: object) -> str:
-    return f"agent {picked.name}" if isinstance(picked, AgentView) else repr(picked)[:80]
+    def request_finished(self, request: RequestFinished) -> None:
+        self._host.notify("whip_request_finished", {"request": request})
