@@ -23,7 +23,7 @@ PACKAGES = ("whip_core", "client_agent", "whip_addon")
 LAYERS = {
     0: {  # values
         "whip_core": "agents caller control errors hookspecs local_request names settings"
-        " wire.__init__ wire.*",
+        " when_asked wire.__init__ wire.*",
         "client_agent": "endpoints exposure settings",
     },
     1: {  # state, no I/O
@@ -38,8 +38,8 @@ LAYERS = {
     },
     3: {  # assembly
         "whip_core": "__init__ broker broker_options cli commands.__init__ commands.* dialer"
-        " metrics options plugin_sources plugins testing.__init__ testing.*",
-        "client_agent": "__init__ agent command plugins session worker",
+        " metrics options plugin_sources plugins public pytest_plugin testing.__init__ testing.*",
+        "client_agent": "__init__ agent command plugins session testing worker",
         "whip_addon": "__init__ *",
     },
 }
