@@ -23,8 +23,12 @@ async def registered(
     tls: TLSFiles | None = None,
     labels: Mapping[str, str] | None = None,
     plugins: Sequence[object] = (),
+    wait: bool = True,
 ) -> AsyncIterator[Agent]:
-    """An agent `hostname.domain`, registered at the broker on this machine; cut off at the end."""
+    """An agent `hostname.domain`, registered at the broker on this machine; cut off at the end.
+
+    Without `wait` it may not be registered yet, or never be.
+    """
     hostname, _, domain = name.partition(".")
     agent = Agent(
         AgentSettings(
@@ -39,7 +43,8 @@ async def registered(
     task = asyncio.get_running_loop().create_task(agent.run())
     waiting = asyncio.get_running_loop().create_task(agent.wait_registered())
     try:
-        await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
+        if wait:
+            await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             await task  # raises what kept it from starting
         yield agent

@@ -13,9 +13,9 @@ from whip_core import hookimpl
 from whip_core.agents import AgentView
 from whip_core.errors import UnknownName
 from whip_core.testing import Authority
-from whip_core.testing.tunnel import MitmproxyHandle, Tunnel
+from whip_core.testing.tunnel import MitmproxyHandle, RunningAgent, Tunnel
 
-AgentFixture = Callable[..., AgentView]
+AgentFixture = Callable[..., RunningAgent]
 
 
 class First:
@@ -49,7 +49,7 @@ async def hello(scope: Any, receive: Any, send: Any) -> None:
 def test_an_application_is_reached_through_an_agent_and_a_forward(
     whip_agent: AgentFixture, whip_broker: Tunnel
 ) -> None:
-    agent = whip_agent(hello, labels={"zone": "eu"})
+    agent = whip_agent(hello, labels={"zone": "eu"}).view
     assert (agent.name.full, agent.ports, agent.labels) == (
         "instance1.testdom",
         (80,),
@@ -80,6 +80,14 @@ def test_mitmproxy_records_what_went_through_it(
     one, two = whip_mitmproxy.wait_for_flows(2)
     assert (one.request.path, one.request.headers["x-test"]) == ("/page", "1")
     assert two.error is not None or two.response.status_code == 502
+
+
+def test_an_agent_can_be_stopped(whip_agent: AgentFixture, whip_broker: Tunnel) -> None:
+    agent = whip_agent(hello)
+    agent.stop()
+    whip_broker.wait_until(lambda: not whip_broker.agents)
+    with pytest.raises(LookupError, match=r"instance1\.testdom is not registered"):
+        _ = agent.view
 
 
 def test_errors_of_a_dial_are_the_dials_own(whip_broker: Tunnel) -> None:

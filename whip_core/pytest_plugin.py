@@ -13,6 +13,7 @@ in tests that are coroutines too: what they give runs on an event loop in anothe
 from __future__ import annotations
 
 import typing
+import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 
@@ -72,7 +73,8 @@ def whip_agent(whip_broker: Tunnel) -> Callable[..., typing.Any]:
     """Start an agent: `whip_agent(service, name="instance1.testdom", labels=…, plugins=…)`.
 
     The service is an ASGI application or a port of this machine, and is exposed as port 80;
-    `ports` exposes others, as in `whip client --ports`. It is registered when this returns.
+    `ports` exposes others, as in `whip client --ports`. It is registered when this returns,
+    unless it has `wait=False`. What it gives has a `view`, the broker's, and can be stopped.
     """
     registered = _brought("agent")
 
@@ -86,4 +88,7 @@ def whip_agent(whip_broker: Tunnel) -> Callable[..., typing.Any]:
 def whip_mitmproxy(whip_broker: Tunnel) -> MitmproxyHandle:
     """A mitmproxy in front of `whip_broker`: its `url` is the proxy's, `flows` what it has seen."""
     pytest.importorskip("mitmproxy", reason="needs whip-tunnel[proxy]")
-    return whip_broker.start_mitmproxy(_brought("mitmproxy"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # mitmproxy's libraries, about each other
+        recording = _brought("mitmproxy")
+    return whip_broker.start_mitmproxy(recording)

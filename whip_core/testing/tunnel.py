@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,8 @@ from whip_core.testing.loop_thread import LoopThread
 
 TIMEOUT = 30.0
 """Seconds that a request or a socket of a test waits, so that it fails and does not hang."""
+PING_INTERVAL = 0.2
+"""Seconds: a test of what happens at a ping is not to wait for 20."""
 
 
 @dataclass
@@ -38,6 +41,14 @@ class Tunnel:
             return self.broker.agents
 
         return self.loop.run(ask())
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait for what has no event of its own. Raises `TimeoutError`."""
+        deadline = time.monotonic() + TIMEOUT
+        while not condition():
+            if time.monotonic() > deadline:
+                raise TimeoutError("it did not come to that")
+            time.sleep(0.005)
 
     def forward(self, name: str, port: int = 80) -> tuple[str, int]:
         """A local address (host, port) that leads there, until the end of the test."""
@@ -82,26 +93,48 @@ class Tunnel:
         ports: str = "",
         labels: Mapping[str, str] | None = None,
         plugins: Sequence[object] = (),
-    ) -> AgentView:
-        """An agent in front of an ASGI application or a port; the broker's view of it."""
+        wait: bool = True,
+    ) -> RunningAgent:
+        """An agent in front of an ASGI application or a port."""
+        stack = self.loop.enter(contextlib.AsyncExitStack())
         if service is not None:
             port = self.loop.enter(serving(service)) if callable(service) else int(service)
             ports = ",".join(filter(None, (f"80={port}", ports)))
-        self.loop.enter(
-            registered(
-                name,
-                self.broker.control_port,
-                ports=ports,
-                tls=self.authority.client_files(name),
-                labels=labels,
-                plugins=plugins,
-            )
+        agent = registered(
+            name,
+            self.broker.control_port,
+            ports=ports,
+            tls=self.authority.client_files(name),
+            labels=labels,
+            plugins=plugins,
+            wait=wait,
         )
-        [view] = [agent for agent in self.agents if agent.name.full == name]
-        return view
+        self.loop.run(stack.enter_async_context(agent))
+        return RunningAgent(name, self, stack)
 
     def start_mitmproxy(self, recording: Callable[..., Any]) -> MitmproxyHandle:
         return MitmproxyHandle(self.loop.enter(recording(self.broker)), self.loop)
+
+
+@dataclass
+class RunningAgent:
+    """What the fixture `whip_agent` gives for each agent that it starts."""
+
+    name: str
+    _tunnel: Tunnel = field(repr=False)
+    _stack: contextlib.AsyncExitStack = field(repr=False)
+
+    @property
+    def view(self) -> AgentView:
+        """It as the broker has it now. Raises `LookupError` if it is not registered."""
+        for agent in self._tunnel.agents:
+            if agent.name.full == self.name:
+                return agent
+        raise LookupError(f"{self.name} is not registered")
+
+    def stop(self) -> None:
+        """Cut it off, as a machine that goes away."""
+        self._tunnel.loop.run(self._stack.aclose())
 
 
 @dataclass(frozen=True)
@@ -160,6 +193,7 @@ def running(
                 tcp_listen_port=0,
                 grpc_listen_port=0,
                 tls=authority.server_files(),
+                ping_interval=PING_INTERVAL,
             ),
             plugins=plugins,
             plugin_settings=PluginSettings(settings or {}),
