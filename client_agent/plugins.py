@@ -38,7 +38,7 @@ class AgentPlugins:
         """
         request = LocalRequest(dial_id, port, str(backend), broker_id)
         try:
-            found = self._host.first_result(HOOK, {"request": request})
+            found = self._host.first_result(HOOK, request)
         except PluginFailed as failed:
             raise ServiceRefused(f"the agent's {failed}") from failed
         if found is None:

@@ -123,7 +123,7 @@ def test_a_plugin_that_was_refused_has_left_nothing_behind() -> None:
     with pytest.raises(SettingsError):
         found.register(plugin("mine", whip_pick=lambda: 1, whip_pik=lambda: 2))
     assert found.describe() == []
-    assert found.first_result("whip_pick", {}) is None
+    assert found.first_result("whip_pick") is None
 
 
 def test_one_plugin_is_not_registered_twice_and_no_two_are_loaded_under_one_name() -> None:
@@ -162,7 +162,7 @@ def test_the_last_registered_is_asked_first_unless_it_says_otherwise() -> None:
     modest.whip_pick = hookimpl(last, trylast=True)  # type: ignore[attr-defined]
     quiet = plugin("quiet", whip_pick=lambda: None)
     found = host(plugin("a", whip_pick=lambda: "a"), module, modest, quiet)
-    assert found.first_result("whip_pick", {}) == ("b", "b")
+    assert found.first_result("whip_pick") == ("b", "b")
 
 
 def test_what_raises_or_gives_a_coroutine_is_known_by_its_name() -> None:
@@ -172,10 +172,10 @@ def test_what_raises_or_gives_a_coroutine_is_known_by_its_name() -> None:
         raise ZeroDivisionError(target)
 
     with pytest.raises(PluginFailed) as raised:
-        host(plugin("mine", whip_resolve=fails)).first_result("whip_resolve", {"target": "x"})
+        host(plugin("mine", whip_resolve=fails)).first_result("whip_resolve", "x", None)
     assert str(raised.value) == "plugin mine: whip_resolve failed: ZeroDivisionError('x')"
     with pytest.raises(PluginFailed, match="plugin mine: whip_resolve gave something to await"):
-        host(plugin("mine", whip_resolve=lambda: later())).first_result("whip_resolve", {})
+        host(plugin("mine", whip_resolve=lambda: later())).first_result("whip_resolve")
 
 
 def test_an_event_reaches_everybody_although_one_raises(caplog: pytest.LogCaptureFixture) -> None:
@@ -188,7 +188,7 @@ def test_an_event_reaches_everybody_although_one_raises(caplog: pytest.LogCaptur
         plugin("a", whip_agent_left=lambda reason: told.append(reason)),
         plugin("b", whip_agent_left=fails),
     )
-    found.notify("whip_agent_left", {"agent": None, "reason": "gone"})
+    found.notify("whip_agent_left", None, "gone")
     assert told == ["gone"]
     assert "plugin b: whip_agent_left failed" in caplog.text
 
@@ -208,7 +208,7 @@ def test_all_are_asked_for_a_reason_and_the_first_is_given() -> None:
         plugin("b", whip_authorize_dial=says("b", "")),
         plugin("c", whip_authorize_dial=says("c", None)),
     )
-    assert run(found.first_reason("whip_authorize_dial", {})) == "no reason given"
+    assert run(found.first_reason("whip_authorize_dial")) == "no reason given"
     assert asked == ["c", "b", "a"]
 
 
@@ -235,13 +235,13 @@ def test_a_slow_hook_is_named_with_its_time_and_not_again_for_a_while(
         return [record.getMessage() for record in caplog.records]
 
     with caplog.at_level(logging.WARNING):
-        found.notify("whip_agent_left", {"reason": str(SLOW / 2)})
+        found.notify("whip_agent_left", None, str(SLOW / 2))
         assert warnings() == []
         for _ in range(3):
-            found.notify("whip_agent_left", {"reason": "0.25"})
+            found.notify("whip_agent_left", None, "0.25")
         assert warnings() == [
             "plugin slow: whip_agent_left took 250 ms, and everything waited (said once in 60 s)"
         ]
         clock.now += SLOW_AGAIN
-        found.notify("whip_agent_left", {"reason": "0.25"})
+        found.notify("whip_agent_left", None, "0.25")
         assert len(warnings()) == 2

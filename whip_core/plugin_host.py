@@ -10,7 +10,7 @@ import difflib
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,12 +83,16 @@ class Described:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """One hook of one plugin; `arguments` are the names of those it takes."""
+    """One hook of one plugin; `takes` are the places of the hook's arguments that it takes."""
 
     plugin: str
     hook: str
     function: Callable[..., Any]
-    arguments: tuple[str, ...]
+    takes: tuple[int, ...]
+    takes_all: bool
+
+    def __call__(self, arguments: Sequence[Any]) -> Any:
+        return self.function(*[arguments[place] for place in self.takes])
 
 
 class PluginHost:
@@ -129,7 +133,7 @@ class PluginHost:
     def configure(self, settings: PluginSettings) -> None:
         """Read the settings of all plugins, without telling them yet. Raises `SettingsError`."""
         for call in self._calls["whip_settings"]:
-            declared = check_declared(call.plugin, self._prepare(call, {}))
+            declared = check_declared(call.plugin, self._prepare(call))
             self._declared[call.plugin] = declared
         names = {named.name: self._declared.get(named.name) for named in self._plugins}
         for unknown in settings.check_known(names):
@@ -146,9 +150,9 @@ class PluginHost:
             return
         self._started = True
         for call in self._calls["whip_configure"]:
-            self._prepare(call, {"settings": self._filled.get(call.plugin)})
+            self._prepare(call, self._filled.get(call.plugin))
         for call in self._calls["whip_metrics"]:
-            self._prepare(call, {"registry": registry})
+            self._prepare(call, registry)
 
     def describe(self) -> list[Described]:
         """All plugins, in the order of their registration."""
@@ -168,25 +172,43 @@ class PluginHost:
 
     def gather(self, hook: str) -> list[tuple[str, Any]]:
         """What each plugin answers, and its name. Raises `SettingsError` if one fails."""
-        return [(call.plugin, self._prepare(call, {})) for call in self._calls[hook]]
+        return [(call.plugin, self._prepare(call)) for call in self._calls[hook]]
 
     # While it runs
 
-    def first_result(self, hook: str, arguments: Mapping[str, Any]) -> tuple[str, Any] | None:
-        """The first answer that is not None, and whose it is. Raises `PluginFailed`."""
-        for call in self._calls[hook]:
-            answer = self._ask(call, arguments)
-            if answer is not None:
-                return call.plugin, answer
-        return None
+    # Arguments come in the order that the hook is specified with. Every dial comes through
+    # here several times, with all plugins: what costs a call of its own stands in the loop.
 
-    async def first_reason(self, hook: str, arguments: Mapping[str, Any]) -> str | None:
-        """The first reason against it. All are asked; one that raises has allowed nothing."""
-        reason: str | None = None
+    def first_result(self, hook: str, *arguments: Any) -> tuple[str, Any] | None:
+        """The first answer that is not None, and whose it is. Raises `PluginFailed`."""
+        clock = time.perf_counter
+        began = clock()
         for call in self._calls[hook]:
             try:
-                verdict = self._timed(call, arguments)
-                if inspect.isawaitable(verdict):
+                answer = call.function(*arguments) if call.takes_all else call(arguments)
+            except Exception as error:
+                logger.exception("plugin %s: %s failed", call.plugin, hook)
+                raise PluginFailed(f"plugin {call.plugin}: {hook} failed: {error!r}") from error
+            now = clock()
+            if now - began > SLOW:
+                self._was_slow(call, now - began)
+            if answer is not None:
+                _check_is_there(call, answer)
+                return call.plugin, answer
+            began = now
+        return None
+
+    async def first_reason(self, hook: str, *arguments: Any) -> str | None:
+        """The first reason against it. All are asked; one that raises has allowed nothing."""
+        clock = time.perf_counter
+        reason: str | None = None
+        for call in self._calls[hook]:
+            began = clock()
+            try:
+                verdict = call.function(*arguments) if call.takes_all else call(arguments)
+                if (seconds := clock() - began) > SLOW:
+                    self._was_slow(call, seconds)
+                if verdict is not None and inspect.isawaitable(verdict):
                     verdict = await verdict
             except Exception:
                 logger.exception("plugin %s: %s failed", call.plugin, hook)
@@ -195,44 +217,26 @@ class PluginHost:
                 reason = str(verdict) or "no reason given"
         return reason
 
-    def notify(self, hook: str, arguments: Mapping[str, Any]) -> None:
+    def notify(self, hook: str, *arguments: Any) -> None:
         """Tell every plugin, each for itself: one that raises is logged and passed over."""
+        clock = time.perf_counter
+        began = clock()
         for call in self._calls[hook]:
             try:
-                self._timed(call, arguments)
+                call.function(*arguments) if call.takes_all else call(arguments)
             except Exception:
                 logger.exception("plugin %s: %s failed", call.plugin, hook)
+            now = clock()
+            if now - began > SLOW:
+                self._was_slow(call, now - began)
+            began = now
 
-    def _prepare(self, call: _Call, arguments: Mapping[str, Any]) -> Any:
+    def _prepare(self, call: _Call, *arguments: Any) -> Any:
         try:
-            return call.function(*(arguments[name] for name in call.arguments))
+            return call(arguments)
         except Exception as error:  # it is somebody else's code that runs here
             what = str(error) if isinstance(error, WhipError) else repr(error)
             raise SettingsError(f"plugin {call.plugin}: {call.hook} failed: {what}") from error
-
-    def _ask(self, call: _Call, arguments: Mapping[str, Any]) -> Any:
-        try:
-            answer = self._timed(call, arguments)
-        except Exception as error:
-            logger.exception("plugin %s: %s failed", call.plugin, call.hook)
-            raise PluginFailed(f"plugin {call.plugin}: {call.hook} failed: {error!r}") from error
-        if inspect.isawaitable(answer):
-            if inspect.iscoroutine(answer):
-                answer.close()  # nobody is ever going to await it
-            raise PluginFailed(
-                f"plugin {call.plugin}: {call.hook} gave something to await, and is asked "
-                "synchronously"
-            )
-        return answer
-
-    def _timed(self, call: _Call, arguments: Mapping[str, Any]) -> Any:
-        began = time.perf_counter()
-        try:
-            return call.function(*[arguments[name] for name in call.arguments])
-        finally:
-            seconds = time.perf_counter() - began
-            if seconds > SLOW:
-                self._was_slow(call, seconds)
 
     def _was_slow(self, call: _Call, seconds: float) -> None:
         now = time.monotonic()
@@ -251,12 +255,14 @@ class PluginHost:
 
     def _calls_of(self, hook: str) -> tuple[_Call, ...]:
         names = {id(named.plugin): named.name for named in self._plugins}
+        arguments = hookspecs.HOOKS[hook]
         return tuple(
             _Call(
                 names[id(implementation.plugin)],
                 hook,
                 implementation.function,
-                tuple(implementation.argnames),
+                takes=tuple(arguments.index(name) for name in implementation.argnames),
+                takes_all=tuple(implementation.argnames) == arguments,
             )
             for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls())
         )
@@ -306,6 +312,16 @@ class PluginHost:
                 raise SettingsError(
                     f"plugin {named.name} is there twice: {other.origin}, and {named.origin}"
                 )
+
+
+def _check_is_there(call: _Call, answer: Any) -> None:
+    """Raises `PluginFailed` for an answer that is still to come."""
+    if inspect.isawaitable(answer):
+        if inspect.iscoroutine(answer):
+            answer.close()  # nobody is ever going to await it
+        raise PluginFailed(
+            f"plugin {call.plugin}: {call.hook} gave something to await, and is asked synchronously"
+        )
 
 
 def _check_arguments(where: str, arguments: Iterable[str], function: Callable[..., Any]) -> None:

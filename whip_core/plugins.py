@@ -72,7 +72,7 @@ class Plugins:
 
     def resolve(self, target: Target, caller: Caller) -> Target:
         """Another target, or the same one. Raises `PluginError` if a plugin fails."""
-        found = self._ask("whip_resolve", target, caller=caller)
+        found = self._ask("whip_resolve", target, caller)
         if found is None:
             return target
         plugin, answer = found
@@ -87,48 +87,44 @@ class Plugins:
 
     def pick(self, target: Target, candidates: Sequence[AgentView], caller: Caller) -> Picked:
         """What was picked, not checked yet. Raises `PluginError` if a plugin fails."""
-        found = self._ask("whip_pick", target, candidates=candidates, caller=caller)
+        found = self._ask("whip_pick", target, candidates, caller)
         if found is None:
             raise PluginError(f"{target}: no plugin picked one of {len(candidates)} agents")
         return Picked(*found)
 
     async def veto_of_agent(self, registration: Registration, peer: Peer) -> str | None:
         """The first reason against the registration, or None. All are asked."""
-        return await self._host.first_reason(
-            "whip_authorize_agent", {"registration": registration, "peer": peer}
-        )
+        return await self._host.first_reason("whip_authorize_agent", registration, peer)
 
     async def veto_of_dial(self, target: Target, agent: AgentView, caller: Caller) -> str | None:
         """The first reason against the dial, or None. All are asked."""
-        return await self._host.first_reason(
-            "whip_authorize_dial", {"target": target, "agent": agent, "caller": caller}
-        )
+        return await self._host.first_reason("whip_authorize_dial", target, agent, caller)
 
-    def _ask(self, hook: str, target: Target, **arguments: object) -> tuple[str, object] | None:
+    def _ask(self, hook: str, target: Target, *arguments: object) -> tuple[str, object] | None:
         try:
-            return self._host.first_result(hook, {"target": target, **arguments})
+            return self._host.first_result(hook, target, *arguments)
         except PluginFailed as failed:
             raise PluginError(f"{target}: {failed}") from failed
 
     # Events
 
     def agent_joined(self, agent: AgentView) -> None:
-        self._host.notify("whip_agent_joined", {"agent": agent})
+        self._host.notify("whip_agent_joined", agent)
 
     def agent_left(self, agent: AgentView, reason: str) -> None:
-        self._host.notify("whip_agent_left", {"agent": agent, "reason": reason})
+        self._host.notify("whip_agent_left", agent, reason)
 
     def round_trip(self, agent: AgentView, seconds: float) -> None:
-        self._host.notify("whip_round_trip", {"agent": agent, "seconds": seconds})
+        self._host.notify("whip_round_trip", agent, seconds)
 
     def dial_finished(self, dial: DialFinished) -> None:
-        self._host.notify("whip_dial_finished", {"dial": dial})
+        self._host.notify("whip_dial_finished", dial)
 
     def stream_opened(self, dial: DialFinished) -> None:
-        self._host.notify("whip_stream_opened", {"dial": dial})
+        self._host.notify("whip_stream_opened", dial)
 
     def stream_closed(self, stream: StreamClosed) -> None:
-        self._host.notify("whip_stream_closed", {"stream": stream})
+        self._host.notify("whip_stream_closed", stream)
 
     def request_finished(self, request: RequestFinished) -> None:
-        self._host.notify("whip_request_finished", {"request": request})
+        self._host.notify("whip_request_finished", request)
