@@ -22,12 +22,13 @@ PACKAGES = ("whip_core", "client_agent", "whip_addon")
 # everything below a package, `__init__` the package itself.
 LAYERS = {
     0: {  # values
-        "whip_core": "agents caller control errors hookspecs names settings wire.__init__ wire.*",
+        "whip_core": "agents caller control errors hookspecs local_request names settings"
+        " when_asked wire.__init__ wire.*",
         "client_agent": "endpoints exposure settings",
     },
     1: {  # state, no I/O
         "whip_core": "authorization certificates channel control_state control_wire frames parking"
-        " pickers pki preamble registry",
+        " pickers pki plugin_host plugin_settings preamble registry",
         "client_agent": "backoff reconcile",
     },
     2: {  # async I/O
@@ -37,8 +38,8 @@ LAYERS = {
     },
     3: {  # assembly
         "whip_core": "__init__ broker broker_options cli commands.__init__ commands.* dialer"
-        " metrics options plugin_files plugins testing.__init__ testing.*",
-        "client_agent": "__init__ agent command session worker",
+        " metrics options plugin_sources plugins public pytest_plugin testing.__init__ testing.*",
+        "client_agent": "__init__ agent command plugins session testing worker",
         "whip_addon": "__init__ *",
     },
 }
@@ -55,8 +56,9 @@ GENERATED = "whip_core.wire"
 
 # What both ends of the tunnel need: all that the agent may know of whip_core.
 SHARED_WITH_THE_AGENT = (
-    "certificates channel control control_state control_wire errors framed frames metrics names"
-    " options outbox parking preamble raw relay settings tasks tls tls_transport"
+    "certificates channel control control_state control_wire errors framed frames hookspecs"
+    " local_request metrics names options outbox parking plugin_host plugin_settings"
+    " plugin_sources preamble raw relay settings tasks tls tls_transport"
 )
 # These could be lifted out of the project nearly as they are.
 AGENT_LOGIC = {

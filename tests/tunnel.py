@@ -8,7 +8,7 @@ import functools
 import logging
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -239,10 +239,10 @@ def agent_settings(
 
 @asynccontextmanager
 async def running(
-    settings: AgentSettings, resolvers: Resolvers | None = None
+    settings: AgentSettings, resolvers: Resolvers | None = None, plugins: Sequence[object] = ()
 ) -> AsyncIterator[Agent]:
     """A real agent, running; behind the block it is cut off."""
-    agent = Agent(settings, resolvers=resolvers)
+    agent = Agent(settings, resolvers=resolvers, plugins=plugins)
     task = asyncio.get_running_loop().create_task(agent.run())
     try:
         yield agent

@@ -115,12 +115,12 @@ def _check(chosen: dict[str, Any], host: str) -> None:
     """Everything that can be known to be wrong before mitmproxy starts."""
     _mitmproxy_tools()
     from whip_addon.door import server_context as door_context
-    from whip_core import Broker
+    from whip_addon.lifecycle import broker_of
     from whip_core.certificates import check_files
 
     try:
         checked = settings.read(chosen, settings.by_flag)
-        Broker(checked.broker)
+        broker_of(checked.broker, checked.plugins)
         if checked.broker.tls is not None:
             check_files(checked.broker.tls)
         door_context(checked.door)

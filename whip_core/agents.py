@@ -73,6 +73,18 @@ class DialFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestFinished:
+    """One exchange of a proxy with its client. All three are of a bounded number."""
+
+    status: int
+    """The HTTP status that the client got; 0 if it got none, or it was no HTTP."""
+    protocol: str
+    """"HTTP/1.1" and the like, "websocket", "tcp" or "other"."""
+    error: str
+    """Why it failed, as a short name; empty if it did not."""
+
+
+@dataclass(frozen=True, slots=True)
 class StreamClosed:
     """A stream's end. `cause` is "end", "reset" (by either side) or "cut"."""
 

@@ -10,6 +10,8 @@ from whip_core.hookspecs import hookimpl
 class CertificateCoversName:
     """Over TLS an agent registers only names its certificate is for; in plaintext, any."""
 
+    whip_name = "certificate"
+
     @hookimpl
     def whip_authorize_agent(self, registration: Registration, peer: Peer) -> str | None:
         names = peer.certificate_names

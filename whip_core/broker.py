@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from whip_core import control, settings
-from whip_core.agents import AgentView, Registration
+from whip_core.agents import AgentView, Registration, RequestFinished
 from whip_core.authorization import CertificateCoversName
 from whip_core.awaited import Awaited
 from whip_core.caller import NOBODY, Caller
@@ -26,6 +26,7 @@ from whip_core.forward import ForwardSpec, forwarding
 from whip_core.metrics import BrokerMetrics
 from whip_core.names import AgentName, Target, check_labels, check_port, is_within, normalize
 from whip_core.pickers import make_picker
+from whip_core.plugin_settings import PluginSettings
 from whip_core.plugins import Plugins
 from whip_core.preamble import OldPreamble
 from whip_core.registry import Contested, Joined, Registry
@@ -54,18 +55,24 @@ class Broker:
             reader, writer = await broker.open_connection("instance1.testdom", 80)
 
     `plugins` are objects with hooks (`hookspecs`); the built-in picker, certificate rule
-    and metrics stand behind them. Entering raises `SettingsError` if a file or a port
+    and metrics stand behind them. Raises `SettingsError` for one that cannot be used, or
+    for a setting that no plugin has. Entering raises `SettingsError` if a file or a port
     cannot be used.
     """
 
     def __init__(
-        self, settings: settings.BrokerSettings, *, plugins: Sequence[object] = ()
+        self,
+        settings: settings.BrokerSettings,
+        *,
+        plugins: Sequence[object] = (),
+        plugin_settings: PluginSettings | None = None,
     ) -> None:
         self.settings = settings
         self.broker_id = secrets.token_hex(8)
         self.metrics = BrokerMetrics()
         self.plugins = Plugins(
-            [make_picker(settings.picker), CertificateCoversName(), self.metrics, *plugins]
+            [make_picker(settings.picker), CertificateCoversName(), self.metrics, *plugins],
+            plugin_settings,
         )
         self._domains = tuple(normalize(domain) for domain in settings.domains)
         self._registry: Registry[Session] = Registry()
@@ -76,6 +83,7 @@ class Broker:
         self.metrics.watch_parked(self._parked_by_domain)
 
     async def __aenter__(self) -> Broker:
+        self.plugins.start(self.metrics.registry)
         files = self.settings.tls
         if files is not None:
             for warning in check_files(files):
@@ -145,6 +153,17 @@ class Broker:
     def agents(self) -> list[AgentView]:
         """Every registered agent, as it is now."""
         return [session.view() for session in self._registry]
+
+    def mitmproxy_addons(self) -> list[tuple[str, object]]:
+        """What plugins bring for a mitmproxy that this broker is in, with the plugins' names.
+
+        Raises `SettingsError` if one of them fails at it.
+        """
+        return self.plugins.mitmproxy_addons()
+
+    def request_finished(self, request: RequestFinished) -> None:
+        """Told by the proxy that this broker is in, for the plugins."""
+        self.plugins.request_finished(request)
 
     def _parked_by_domain(self) -> dict[str, int]:
         parked: dict[str, int] = {}

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from whip_core.errors import SettingsError
 from whip_core.names import normalize
 from whip_core.options import option
+from whip_core.plugin_sources import PluginOptions
 from whip_core.settings import DIAL_TIMEOUT, BrokerSettings, TLSFiles
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -72,6 +73,10 @@ BROKER_OPTIONS: tuple[Option, ...] = (
     setting("--picker", str, "random", "How one of a domain's agents is picked."),
     setting("--plugin", TEXTS, [], "A module, or a file, with plugin hooks (repeatable).",
             name="plugins"),
+    setting("--no-plugin", TEXTS, [], "An installed plugin to leave out (repeatable).", "NAME",
+            name="no_plugins"),
+    setting("--plugin-set", TEXTS, [], "A setting of a plugin's (repeatable).",
+            "PLUGIN.KEY=VALUE"),
     setting("--metrics-listen", OPTIONAL_TEXT, None,
             f"Where /metrics is served ({METRICS_LISTEN}); empty turns it off.", "HOST:PORT"),
 )  # fmt: skip
@@ -153,6 +158,15 @@ def read_broker(values: Mapping[str, Any], spell: Callable[[str], str] = by_name
         domains=_domains(values, spell),
         picker=values["whip_picker"],
         dial_timeout=read_seconds(values, "whip_dial_timeout", spell, least=0.001),
+    )
+
+
+def read_plugins(values: Mapping[str, Any]) -> PluginOptions:
+    """What the options say of plugins; nothing is loaded yet."""
+    return PluginOptions(
+        names=tuple(values["whip_plugins"]),
+        without=tuple(values["whip_no_plugins"]),
+        settings=tuple(values["whip_plugin_set"]),
     )
 
 

@@ -177,9 +177,9 @@ class Dialer:
         views = [candidate.session.view() for candidate in candidates]
         picked = self._plugins.pick(target, views, caller)
         for candidate, view in zip(candidates, views, strict=True):
-            if view is picked:
+            if view is picked.agent:
                 return candidate
-        raise DialError(f"{target}: the picker chose {picked!r}, which was not a candidate")
+        raise picked.refused(target)
 
     async def _authorize(
         self, target: Target, candidate: Candidate[Session], caller: Caller, timeout: float

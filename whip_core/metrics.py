@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from whip_core.agents import AgentView, DialFinished, StreamClosed
+from whip_core.agents import AgentView, DialFinished, RequestFinished, StreamClosed
 from whip_core.errors import SettingsError
 from whip_core.hookspecs import hookimpl
 
@@ -38,6 +38,8 @@ LATENCY_BUCKETS = (
 
 class BrokerMetrics:
     """What a broker counts, and the proxy in front of it."""
+
+    whip_name = "metrics"
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -145,9 +147,9 @@ class BrokerMetrics:
         self._of(self._bytes, domain, "to_agent").inc(stream.bytes_to_agent)
         self._of(self._bytes, domain, "from_agent").inc(stream.bytes_from_agent)
 
-    def request_finished(self, status: int, protocol: str, error: str) -> None:
-        """Count one HTTP request; `error` is empty or a short, bounded name."""
-        self._of(self._requests, str(status), protocol, error).inc()
+    @hookimpl
+    def whip_request_finished(self, request: RequestFinished) -> None:
+        self._of(self._requests, str(request.status), request.protocol, request.error).inc()
 
 
 class _Parked(Collector):

@@ -13,6 +13,8 @@ from whip_core.hookspecs import hookimpl
 class RandomPicker:
     """Every candidate equally often."""
 
+    whip_name = "random"
+
     def __init__(self) -> None:
         self._random = random.SystemRandom()
 

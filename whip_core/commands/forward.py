@@ -18,12 +18,12 @@ from whip_core.broker_options import (
     declare,
     flags_of,
     read_broker,
+    read_plugins,
     read_seconds,
 )
 from whip_core.errors import SettingsError
 from whip_core.forward import ForwardSpec
 from whip_core.options import common_options, run, set_up_logging, was_given
-from whip_core.plugin_files import load_plugins
 
 
 @click.command()
@@ -40,8 +40,12 @@ def forward(forwards: tuple[str, ...], log_level: str, **values: Any) -> None:
     options = chosen(BROKER_OPTIONS, values, metrics_given=was_given("metrics_listen"))
     try:
         specs = [ForwardSpec.parse(text) for text in forwards]
-        plugins = load_plugins(options["whip_plugins"])
-        broker = Broker(read_broker(options, spell), plugins=plugins)
+        plugins = read_plugins(options)
+        broker = Broker(
+            read_broker(options, spell),
+            plugins=plugins.load(),
+            plugin_settings=plugins.read_settings(),
+        )
         wait = read_seconds(options, "whip_wait", spell)
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
