@@ -26,8 +26,8 @@ LAYERS = {
         "client_agent": "endpoints exposure settings",
     },
     1: {  # state, no I/O
-        "whip_core": "authorization certificates channel control_state control_wire frames parking"
-        " pickers pki preamble registry",
+        "whip_core": "authorization candidates certificates channel control_state control_wire"
+        " frames parking picker_choice pickers pki preamble registry sticky",
         "client_agent": "backoff reconcile",
     },
     2: {  # async I/O

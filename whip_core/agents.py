@@ -25,11 +25,14 @@ class AgentView:
     protocol_version: int
     software_version: str
     streams: int
+    """Open streams, and those that are being opened."""
     parked: int
     round_trip: float | None
     registered_at: float
     """Wall clock, seconds since the epoch."""
     draining: bool
+    ejected: bool = False
+    """Left out of its domain for a while, because it keeps failing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from whip_core.errors import RegistrationError, RemoteProtocolError
 from whip_core.forward import ForwardSpec, forwarding
 from whip_core.metrics import BrokerMetrics
 from whip_core.names import AgentName, Target, check_labels, check_port, is_within, normalize
-from whip_core.pickers import make_picker
+from whip_core.picker_choice import make_picker
 from whip_core.plugins import Plugins
 from whip_core.preamble import OldPreamble
 from whip_core.registry import Contested, Joined, Registry
@@ -329,7 +329,10 @@ class Broker:
         self._ping_later(session, self.settings.ping_interval)
 
     def received(self, session: Session, message: control.AgentMessage) -> None:
+        was_draining = session.draining
         round_trip = session.received(message)
+        if session.draining != was_draining:
+            self._registry.standing_changed(session)
         if round_trip is not None:
             self.plugins.round_trip(session.view(), round_trip)
 

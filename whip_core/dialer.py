@@ -6,11 +6,12 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from whip_core.agents import DialFinished, StreamClosed
+from whip_core.agents import AgentView, DialFinished, StreamClosed
 from whip_core.caller import Caller
+from whip_core.candidates import Candidate, Candidates
 from whip_core.errors import (
     BrokerClosed,
     DialError,
@@ -22,7 +23,7 @@ from whip_core.errors import (
 from whip_core.frames import DIAL_ID_SIZE
 from whip_core.names import Target
 from whip_core.plugins import Plugins
-from whip_core.registry import Candidate, Registry
+from whip_core.registry import Registry
 from whip_core.session import Session
 from whip_core.stream import Stream, cut
 
@@ -131,7 +132,7 @@ class Dialer:
         deadline = time.monotonic() + timeout
         tried: set[Session] = set()
         while True:
-            candidate = self._pick(asked, candidates, dial.caller)
+            candidate = self._pick(asked, candidates, dial.caller, tried)
             dial.candidate = candidate
             tried.add(candidate.session)
             await self._authorize(asked, candidate, dial.caller, deadline - time.monotonic())
@@ -139,20 +140,20 @@ class Dialer:
             try:
                 return await self._open(dial, candidate, patience)
             except DialError as error:
-                candidates = self._untried(asked, tried)
-                if not candidates or time.monotonic() >= deadline:
+                untried = self._untried(asked, tried)
+                if untried is None or time.monotonic() >= deadline:
                     raise
+                candidates = untried
                 logger.warning("%s: %s; trying another agent", dial, error)
 
-    def _untried(self, target: Target, tried: set[Session]) -> list[Candidate[Session]]:
+    def _untried(self, target: Target, tried: set[Session]) -> Candidates[Session] | None:
         """Who else may serve `target` by now; an agent that came back is another session."""
         try:
-            candidates = self._registry.resolve(target)
+            return self._registry.resolve(target, tried)
         except (UnknownName, PortNotExposed):
-            return []
-        return [candidate for candidate in candidates if candidate.session not in tried]
+            return None
 
-    async def _resolve(self, target: Target, wait: float) -> list[Candidate[Session]]:
+    async def _resolve(self, target: Target, wait: float) -> Candidates[Session]:
         deadline = asyncio.get_running_loop().time() + wait
         while True:
             if self.closed:
@@ -170,16 +171,24 @@ class Dialer:
                     wait = 0
 
     def _pick(
-        self, target: Target, candidates: Sequence[Candidate[Session]], caller: Caller
+        self,
+        target: Target,
+        candidates: Candidates[Session],
+        caller: Caller,
+        tried: Collection[Session] = (),
     ) -> Candidate[Session]:
         if len(candidates) == 1:
-            return candidates[0]
-        views = [candidate.session.view() for candidate in candidates]
-        picked = self._plugins.pick(target, views, caller)
-        for candidate, view in zip(candidates, views, strict=True):
-            if view is picked:
+            return candidates.first()
+        picked = self._plugins.pick(target, candidates.views, caller)
+        if isinstance(picked, AgentView):
+            candidate = self._registry.candidate(target, picked.name)
+            if (
+                candidate is not None
+                and candidate.session.session_id == picked.session_id
+                and candidate.session not in tried
+            ):
                 return candidate
-        raise DialError(f"{target}: the picker chose {picked!r}, which was not a candidate")
+        raise DialError(f"{target}: the picker chose {_told(picked)}, which was not a candidate")
 
     async def _authorize(
         self, target: Target, candidate: Candidate[Session], caller: Caller, timeout: float
@@ -195,6 +204,22 @@ class Dialer:
     async def _open(self, dial: Dial, candidate: Candidate[Session], timeout: float) -> Stream:
         session = candidate.session
         started = time.monotonic()
+        # From here on, or many dials at the same time would all see it idle and pick it.
+        session.streams += 1
+        try:
+            stream = await self._ask(dial, candidate, timeout)
+        except BaseException:
+            session.streams -= 1
+            raise
+        dial.open_seconds = time.monotonic() - started
+        self._streams.add(stream)
+        self._plugins.stream_opened(dial.finished(None))
+        if stream.cause is not None:
+            self._closed(dial, candidate, stream)
+        return stream
+
+    async def _ask(self, dial: Dial, candidate: Candidate[Session], timeout: float) -> Stream:
+        session = candidate.session
         try:
             stream, dial.parked = await session.open(
                 candidate.port,
@@ -209,12 +234,6 @@ class Dialer:
             ) from error
         except DialError as error:
             raise type(error)(f"{dial.target}: {error}") from error
-        dial.open_seconds = time.monotonic() - started
-        session.streams += 1
-        self._streams.add(stream)
-        self._plugins.stream_opened(dial.finished(None))
-        if stream.cause is not None:
-            self._closed(dial, candidate, stream)
         return stream
 
     def _closed(self, dial: Dial, candidate: Candidate[Session], stream: Stream) -> None:
@@ -246,3 +265,7 @@ class Dialer:
                 cause=stream.cause,
             )
         )
+
+
+def _told(picked: object) -> str:
+    return f"agent {picked.name}" if isinstance(picked, AgentView) else repr(picked)[:80]
