@@ -78,6 +78,9 @@ class FakeBroker:
         name = host.lower().removesuffix(".")
         return name in self.services or name in self.known
 
+    def destination(self, host: str, port: int, caller: Caller) -> None:
+        """Every caller is brought to the same service."""
+
     async def open_connection(
         self,
         host: str,

@@ -38,6 +38,7 @@ from whip_addon.ending import end_clients
 from whip_addon.forwarded import Forwarded
 from whip_addon.guard import Guard
 from whip_addon.passthrough import Passthrough
+from whip_addon.reuse import Reuse
 from whip_addon.routing import Route, route
 from whip_addon.settings import BY_NAME, WHILE_RUNNING, AddonSettings
 from whip_addon.streaming import Streaming
@@ -112,12 +113,14 @@ class WhipAddon:
         self._answers = Answers()
         callers = Callers(self._request_id_header)
         self._broken = BrokenStreams()
-        self._dialer = Dialer(self._ready, self._rules, callers, self._broken)
+        self._reuse = Reuse(lambda: self._broker, callers)
+        self._dialer = Dialer(self._ready, self._rules, callers, self._broken, self._reuse)
         self._door = Door(callers.prove_names)
         self.addons: list[object] = [
             Guard(lambda: self._fault, self._way, self._dialer.has_dialled),
             self._door,
             callers,
+            self._reuse,
             self._answers,
             Passthrough(self._passthrough, self._passed_through),
             Streaming(),
@@ -138,6 +141,7 @@ class WhipAddon:
             options.declare(loader)
             seam.install(self._dialer.dial)
             self._answers.install()
+            self._reuse.install()
             options.take_deferred(loader.master.options)
         except WhipError as error:
             self._fail(str(error))
@@ -219,6 +223,7 @@ class WhipAddon:
 
     def _leave(self) -> None:
         self._answers.uninstall()
+        self._reuse.uninstall()
         seam.uninstall(self._dialer.dial)
 
     def _fail(self, fault: str) -> None:

@@ -59,6 +59,21 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a dial leads, or has to lead: what was asked for after plugins resolved it.
+
+    An `agent` of None is any agent of that target.
+    """
+
+    target: Target
+    agent: AgentName | None
+
+    def admits(self, reached: Destination) -> bool:
+        """Whether a stream to `reached` does for who has to get here."""
+        return self.target == reached.target and self.agent in (None, reached.agent)
+
+
+@dataclass(frozen=True, slots=True)
 class DialFinished:
     """How a dial went. `agent` and `open_seconds` are None if it never got so far."""
 

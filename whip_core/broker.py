@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from whip_core import control, settings
-from whip_core.agents import AgentView, Registration
+from whip_core.agents import AgentView, Destination, Registration
 from whip_core.authorization import CertificateCoversName
 from whip_core.awaited import Awaited
 from whip_core.caller import NOBODY, Caller
@@ -210,6 +210,15 @@ class Broker:
             stream.abort()
             raise
         return stream, protocol
+
+    def destination(self, host: str, port: int, caller: Caller) -> Destination | None:
+        """Where a dial for `caller` has to lead; None if every caller's may lead anywhere.
+
+        For who has a stream already and wants to serve another caller on it: it will do if
+        the destination admits that of `writer.get_extra_info("whip")`. Opens nothing.
+        Raises `DialError` if a plugin fails, or nobody has the name any more.
+        """
+        return self._dialer.destination(host, port, caller)
 
     def forward(
         self, host: str, port: int, *, listen_host: str = "127.0.0.1", listen_port: int = 0

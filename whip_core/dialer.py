@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from whip_core.agents import AgentView, DialFinished, StreamClosed
+from whip_core.agents import AgentView, Destination, DialFinished, StreamClosed
 from whip_core.caller import Caller
 from whip_core.candidates import Candidate, Candidates
 from whip_core.errors import (
@@ -42,6 +42,8 @@ class Dial:
     target: Target
     caller: Caller
     started: float
+    asked: Target | None = None
+    """What plugins made of the target."""
     candidate: Candidate[Session] | None = None
     resolve_seconds: float = 0.0
     open_seconds: float | None = None
@@ -50,6 +52,19 @@ class Dial:
     def __str__(self) -> str:
         asked_by = f" (request {self.caller.request_id})" if self.caller.request_id else ""
         return f"dial {self.dial_id.hex()[:8]} {self.target}{asked_by}"
+
+    @property
+    def destination(self) -> Destination:
+        """Where it led, once it is open."""
+        assert self.asked is not None
+        assert self.candidate is not None
+        return Destination(self.asked, self.candidate.session.name)
+
+    @property
+    def agent(self) -> AgentView:
+        """The agent that it led to, as it is by now."""
+        assert self.candidate is not None
+        return self.candidate.session.view()
 
     def finished(self, error: DialError | None) -> DialFinished:
         return DialFinished(
@@ -112,6 +127,25 @@ class Dialer:
         self._opened(dial)
         return stream
 
+    def destination(self, host: str, port: int, caller: Caller) -> Destination | None:
+        """Where a dial for `caller` has to lead; None if every caller's may lead anywhere.
+
+        For who has a stream already, and another caller to serve on it. Opens nothing.
+        Raises `DialError` if a plugin fails, or the name is unknown by now.
+        """
+        if not self._plugins.go_by_caller:
+            return None
+        try:
+            target = Target.parse(host, port)
+        except ValueError as error:
+            raise UnknownName(str(error)) from error
+        asked = self._plugins.resolve(target, caller)
+        candidates = self._registry.resolve(asked)
+        if len(candidates) == 1:
+            return Destination(asked, candidates.first().session.name)
+        picked = self._plugins.pick_by_caller(asked, candidates.views, caller)
+        return Destination(asked, picked.name if isinstance(picked, AgentView) else None)
+
     def _opened(self, dial: Dial) -> None:
         assert dial.candidate is not None
         outcome = dial.finished(None)
@@ -126,7 +160,7 @@ class Dialer:
         self._plugins.dial_finished(outcome)
 
     async def _dial(self, dial: Dial, wait: float, timeout: float) -> Stream:
-        asked = self._plugins.resolve(dial.target, dial.caller)
+        asked = dial.asked = self._plugins.resolve(dial.target, dial.caller)
         candidates = await self._resolve(asked, wait)
         dial.resolve_seconds = time.monotonic() - dial.started
         deadline = time.monotonic() + timeout

@@ -62,11 +62,16 @@ def make_picker(text: str) -> ChosenPicker:
 class ChosenPicker:
     """The picker as a plugin: a domain's own, else the one for all. Others come before it."""
 
+    whip_name = "picker"
+
     def __init__(self, default: Picker, by_domain: Mapping[str, Picker]) -> None:
         self._default = default
         self._by_domain = by_domain
 
-    def picks_by_caller(self, target: Target) -> bool:
+    def picks_by_caller(self, target: Target | None) -> bool:
+        """Whether it goes by the caller for `target`; for None: for any at all."""
+        if target is None:
+            return any(picker.by_caller for picker in (self._default, *self._by_domain.values()))
         return self._for(target).by_caller
 
     @hookimpl(trylast=True)

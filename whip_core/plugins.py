@@ -66,6 +66,47 @@ class Plugins:
         )
         return picked
 
+    @property
+    def go_by_caller(self) -> bool:
+        """Whether any of them resolves or picks by who asks. Built-in pickers say it for each."""
+        hooks = self._manager.hook
+        return any(
+            "caller" in implementation.argnames
+            for caller in (hooks.whip_resolve, hooks.whip_pick)
+            for implementation in caller.get_hookimpls()
+            if not hasattr(implementation.plugin, "picks_by_caller")
+            or implementation.plugin.picks_by_caller(None)
+        )
+
+    def pick_by_caller(
+        self, target: Target, candidates: Sequence[AgentView], caller: Caller
+    ) -> AgentView | None:
+        """The pick, if it is one by who asks; None if another caller's would do as well.
+
+        A plugin goes by the caller if its hook takes that argument. Raises `DialError`.
+        """
+        arguments: dict[str, Any] = {
+            "target": target,
+            "candidates": candidates,
+            "caller": caller,
+        }
+        for implementation in reversed(self._manager.hook.whip_pick.get_hookimpls()):
+            by_caller = "caller" in implementation.argnames
+            if hasattr(implementation.plugin, "picks_by_caller"):
+                by_caller = implementation.plugin.picks_by_caller(target)
+                if not by_caller:
+                    return None  # it would pick, and it has turns and chances to keep
+            try:
+                picked: Any = implementation.function(
+                    *(arguments[name] for name in implementation.argnames)
+                )
+            except Exception as error:
+                logger.exception("a plugin's whip_pick failed")
+                raise DialError(f"{target}: a plugin's whip_pick failed: {error!r}") from error
+            if picked is not None:
+                return picked if by_caller else None
+        return None
+
     async def veto_of_agent(self, registration: Registration, peer: Peer) -> str | None:
         """The first reason against the registration, or None. All are asked."""
         return await self._first_reason(
