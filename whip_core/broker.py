@@ -15,18 +15,20 @@ from typing import TypeVar
 
 from whip_core import control, settings
 from whip_core.agents import AgentView, Destination, Registration
-from whip_core.authorization import CertificateCoversName
+from whip_core.authorization import CertificateCoversName, PolicyRules
 from whip_core.awaited import Awaited
 from whip_core.caller import NOBODY, Caller
 from whip_core.certificates import check_files, expires_at
 from whip_core.control_server import ControlServer, ControlStream
 from whip_core.dialer import Dialer
-from whip_core.errors import RegistrationError, RemoteProtocolError
+from whip_core.errors import RegistrationError, RemoteProtocolError, SettingsError
 from whip_core.forward import ForwardSpec, forwarding
 from whip_core.metrics import BrokerMetrics
 from whip_core.names import AgentName, Target, check_labels, check_port, is_within, normalize
 from whip_core.picker_choice import make_picker
 from whip_core.plugins import Plugins
+from whip_core.policy import Policy
+from whip_core.policy_file import parse_policy
 from whip_core.preamble import OldPreamble
 from whip_core.registry import Contested, Joined, Registry
 from whip_core.reverse_listener import Arrival, ReverseListener
@@ -64,9 +66,10 @@ class Broker:
         self.settings = settings
         self.broker_id = secrets.token_hex(8)
         self.metrics = BrokerMetrics()
-        self.plugins = Plugins(
-            [make_picker(settings.picker), CertificateCoversName(), self.metrics, *plugins]
-        )
+        rules: list[object] = [CertificateCoversName()]
+        if settings.policy is not None:
+            rules.append(PolicyRules(_read_policy(settings.policy)))
+        self.plugins = Plugins([make_picker(settings.picker), *rules, self.metrics, *plugins])
         self._domains = tuple(normalize(domain) for domain in settings.domains)
         self._registry: Registry[Session] = Registry()
         self._awaited: Awaited[Session] = Awaited()
@@ -375,6 +378,14 @@ class Broker:
         if session is None:
             raise RemoteProtocolError("it belongs to no session or dial (any more)")
         session.welcome(arrival)
+
+
+def _read_policy(path: Path) -> Policy:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"policy {path}: cannot read it: {error}") from error
+    return parse_policy(text, str(path))
 
 
 def _checked(message: control.Register) -> Registration:
