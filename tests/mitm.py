@@ -81,6 +81,9 @@ class FakeBroker:
     def destination(self, host: str, port: int, caller: Caller) -> None:
         """Every caller is brought to the same service."""
 
+    def response_seen(self, agent: object, status: int) -> None:
+        raise AssertionError("there are no agents here")
+
     async def open_connection(
         self,
         host: str,

@@ -27,7 +27,8 @@ LAYERS = {
     },
     1: {  # state, no I/O
         "whip_core": "authorization candidates certificates channel control_state control_wire"
-        " frames parking picker_choice pickers pki policy policy_file preamble registry sticky",
+        " frames outliers parking picker_choice pickers pki policy policy_file preamble registry"
+        " sticky",
         "client_agent": "backoff reconcile",
     },
     2: {  # async I/O

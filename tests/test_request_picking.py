@@ -6,9 +6,7 @@ import asyncio
 import functools
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +16,14 @@ import h2.events
 import pytest
 from mitmproxy.proxy.layers.http import GetHttpConnection
 
-from mitm import Finished, Proxy, answering, curl, proxy, read_head, service
-from tunnel import Watch, agent_settings, run, running
-from whip_addon.lifecycle import WhipAddon
-from whip_core import Broker, BrokerSettings, Caller, hookimpl
+from http_tunnel import asking, tunnel
+from mitm import answering, read_head, service
+from tunnel import run
+from whip_core import Caller, hookimpl
 from whip_core.agents import AgentView
 from whip_core.names import Target
 from whip_core.testing import Authority
 
-FREE_PORTS: dict[str, Any] = {"whip_tcp_listen_port": 0, "whip_grpc_listen_port": 0}
 MANY = 7
 """More instances than mitmproxy has connections to one address for one client."""
 
@@ -40,71 +37,6 @@ class Canary:
         return next(
             (agent for agent in candidates if agent.labels.get("canary", "False") == wanted), None
         )
-
-
-@dataclass
-class Tunnel:
-    proxy: Proxy
-    broker: Broker
-    watch: Watch
-    for_each: tuple[str, ...] = ()
-    """Arguments of curl for each of its requests."""
-
-    @property
-    def dialled(self) -> list[str]:
-        """The instances in the order in which they were dialled."""
-        return [dial.agent.name.hostname for dial in self.watch.dials if dial.agent]
-
-    async def curl(self, *arguments: str) -> Finished:
-        # What stands before a --next is forgotten behind it.
-        each = ["--proxy", self.proxy.url, "--insecure", *self.for_each]
-        given = [part for text in arguments for part in (text, *(each if text == "--next" else ()))]
-        finished = await curl(*each, *given)
-        assert finished.status == 0, finished.errors
-        return finished
-
-
-@asynccontextmanager
-async def tunnel(
-    *names: str,
-    plugins: Sequence[object] = (),
-    serve: Callable[[str], Any] = lambda name: service(answering(name.encode() + b"\n")),
-    labels: Mapping[str, Mapping[str, str]] = {},
-    **options: Any,
-) -> AsyncIterator[Tunnel]:
-    """mitmproxy, a broker, and instances of testdom whose services say who they are."""
-    watch = Watch()
-    brokers: list[Broker] = []
-
-    def factory(settings: BrokerSettings, _: object) -> Broker:
-        brokers.append(Broker(settings, plugins=[watch, *plugins]))
-        return brokers[0]
-
-    async with AsyncExitStack() as stack:
-        started = await stack.enter_async_context(
-            proxy(addon=WhipAddon(factory), **FREE_PORTS, **options)
-        )
-        for name in names:
-            port = await stack.enter_async_context(serve(name))
-            settings = agent_settings(
-                brokers[0].control_port,
-                ports=f"80={port},443={port}",
-                hostname=name,
-                labels=dict(labels.get(name, {})),
-            )
-            agent = await stack.enter_async_context(running(settings))
-            await agent.wait_registered()
-        yield Tunnel(started, brokers[0], watch)
-
-
-def asking(url: str, *headers: Sequence[str]) -> list[str]:
-    """Arguments for curl: one request after the other, over the same connection."""
-    arguments: list[str] = []
-    for number, given in enumerate(headers):
-        arguments += ["--next"] if number else []
-        arguments += [url]
-        arguments += [part for header in given for part in ("--header", header)]
-    return arguments
 
 
 @functools.cache

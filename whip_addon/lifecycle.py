@@ -38,6 +38,7 @@ from whip_addon.ending import end_clients
 from whip_addon.forwarded import Forwarded
 from whip_addon.guard import Guard
 from whip_addon.passthrough import Passthrough
+from whip_addon.responses import Responses, Told
 from whip_addon.reuse import Reuse
 from whip_addon.routing import Route, route
 from whip_addon.settings import BY_NAME, WHILE_RUNNING, AddonSettings
@@ -54,7 +55,7 @@ logger = logging.getLogger(__name__)
 SHUTTING_DOWN = "whip is shutting down"
 
 
-class RunningBroker(Dials, Protocol):
+class RunningBroker(Dials, Told, Protocol):
     """What the addon needs of a broker that runs: `whip_core.Broker`, or a test's own."""
 
     @property
@@ -124,6 +125,7 @@ class WhipAddon:
             self._answers,
             Passthrough(self._passthrough, self._passed_through),
             Streaming(),
+            Responses(lambda: self._broker, self._reuse.agent_of),
             Forwarded(self._routes),
             self._broken,
             Counting(self._counts),

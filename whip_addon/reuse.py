@@ -97,10 +97,10 @@ class Reuse:
         if (flow := self._callers.flow()) is not None and flow.request.method != "CONNECT":
             opened.flows.add(flow)
 
-    def agent_of(self, server: Server) -> AgentView | None:
-        """Whom the connection to `server` leads to, if it was dialled."""
-        opened = self._opened.get(server)
-        return opened.dialled.agent if opened is not None else None
+    def agent_of(self, flow: HTTPFlow) -> AgentView | None:
+        """The agent that a request was sent to; None if it was not, but answered by a script."""
+        opened = self._opened.get(flow.server_conn)
+        return opened.dialled.agent if opened is not None and flow in opened.flows else None
 
     def may_serve(self, server: Server) -> bool:
         """Whether the request that is being handled may be sent to `server`."""

@@ -74,6 +74,14 @@ class Destination:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedAttempt:
+    """An agent that was asked to open a stream, and did not."""
+
+    agent: AgentView
+    error: DialError
+
+
+@dataclass(frozen=True, slots=True)
 class DialFinished:
     """How a dial went. `agent` and `open_seconds` are None if it never got so far."""
 
@@ -88,6 +96,8 @@ class DialFinished:
     resolve_seconds: float
     open_seconds: float | None
     total_seconds: float
+    failed: tuple[FailedAttempt, ...] = ()
+    """The agents that were tried in vain; the last one too, if the dial failed by it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import random
 import secrets
+from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +26,7 @@ from whip_core.errors import RegistrationError, RemoteProtocolError, SettingsErr
 from whip_core.forward import ForwardSpec, forwarding
 from whip_core.metrics import BrokerMetrics
 from whip_core.names import AgentName, Target, check_labels, check_port, is_within, normalize
+from whip_core.outliers import OutlierEjection
 from whip_core.picker_choice import make_picker
 from whip_core.plugins import Plugins
 from whip_core.policy import Policy
@@ -69,7 +71,16 @@ class Broker:
         rules: list[object] = [CertificateCoversName()]
         if settings.policy is not None:
             rules.append(PolicyRules(_read_policy(settings.policy)))
-        self.plugins = Plugins([make_picker(settings.picker), *rules, self.metrics, *plugins])
+        self._outliers = OutlierEjection(self._eject) if settings.outlier_ejection else None
+        self.plugins = Plugins(
+            [
+                make_picker(settings.picker),
+                *rules,
+                *([self._outliers] if self._outliers else []),
+                self.metrics,
+                *plugins,
+            ]
+        )
         self._domains = tuple(normalize(domain) for domain in settings.domains)
         self._registry: Registry[Session] = Registry()
         self._awaited: Awaited[Session] = Awaited()
@@ -77,6 +88,7 @@ class Broker:
         self._dialer = Dialer(self._registry, self.plugins, settings.dial_timeout)
         self._stack = contextlib.AsyncExitStack()
         self.metrics.watch_parked(self._parked_by_domain)
+        self.metrics.watch_ejected(self._ejected_by_domain)
 
     async def __aenter__(self) -> Broker:
         files = self.settings.tls
@@ -155,6 +167,9 @@ class Broker:
             domain = session.name.domain
             parked[domain] = parked.get(domain, 0) + session.parked
         return parked
+
+    def _ejected_by_domain(self) -> dict[str, int]:
+        return dict(Counter(session.name.domain for session in self._registry if session.ejected))
 
     def routes(self, host: str) -> bool:
         """Whether `host` belongs to whip: it, or its domain, is or was registered or is listed.
@@ -359,12 +374,34 @@ class Broker:
             return
         reason = reason or str(why)
         self._registry.remove(session)
-        if session.next_ping is not None:
-            session.next_ping.cancel()
+        for timer in (session.next_ping, session.readmission):
+            if timer is not None:
+                timer.cancel()
         view = session.view()
         session.end(why)
         logger.info("agent %s left: %s", session.name, reason)
         self.plugins.agent_left(view, reason)
+
+    # Ejection: what `OutlierEjection` decides
+
+    def _eject(self, agent: AgentView, seconds: float) -> None:
+        session = self._sessions_by_id.get(agent.session_id)
+        if session is None:
+            return
+        session.ejected = True
+        self._registry.standing_changed(session)
+        loop = asyncio.get_running_loop()
+        session.readmission = loop.call_later(seconds, self._readmit, session)
+
+    def _readmit(self, session: Session) -> None:
+        session.ejected = False
+        self._registry.standing_changed(session)
+        assert self._outliers is not None
+        self._outliers.readmitted(session.view())
+
+    def response_seen(self, agent: AgentView, status: int) -> None:
+        """Tell the plugins of an HTTP response that came from `agent`, seen by a proxy here."""
+        self.plugins.response_seen(agent, status)
 
     # Reverse connections
 

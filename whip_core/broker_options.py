@@ -83,6 +83,8 @@ BROKER_OPTIONS: tuple[Option, ...] = (
             "header (sticky:header=x-user) or a cookie (sticky:cookie=session); one domain's "
             "own is testdom=sticky (repeatable, or separated by commas).", "[DOMAIN=]PICKER",
             repeatable=True),
+    setting("--outlier-ejection", bool, False,
+            "Leave an agent that keeps failing out of its domain for a while."),
     setting("--policy", OPTIONAL_TEXT, None,
             "A TOML file that says who may reach what; nobody else may (docs/policy.md).", "FILE"),
     setting("--plugin", TEXTS, [], "A module, or a file, with plugin hooks (repeatable).",
@@ -173,6 +175,7 @@ def read_broker(values: Mapping[str, Any], spell: Callable[[str], str] = by_name
         allow_plaintext=values["whip_allow_plaintext"],
         domains=_domains(values, spell),
         picker=_picker(values, spell),
+        outlier_ejection=values["whip_outlier_ejection"],
         policy=Path(values["whip_policy"]).expanduser() if values["whip_policy"] else None,
         dial_timeout=read_seconds(values, "whip_dial_timeout", spell, least=0.001),
     )

@@ -7,9 +7,9 @@ import logging
 import secrets
 import time
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from whip_core.agents import AgentView, Destination, DialFinished, StreamClosed
+from whip_core.agents import AgentView, Destination, DialFinished, FailedAttempt, StreamClosed
 from whip_core.caller import Caller
 from whip_core.candidates import Candidate, Candidates
 from whip_core.errors import (
@@ -48,6 +48,7 @@ class Dial:
     resolve_seconds: float = 0.0
     open_seconds: float | None = None
     parked: bool = False
+    failed: list[FailedAttempt] = field(default_factory=list)
 
     def __str__(self) -> str:
         asked_by = f" (request {self.caller.request_id})" if self.caller.request_id else ""
@@ -78,6 +79,7 @@ class Dial:
             resolve_seconds=self.resolve_seconds,
             open_seconds=self.open_seconds,
             total_seconds=time.monotonic() - self.started,
+            failed=tuple(self.failed),
         )
 
 
@@ -174,6 +176,7 @@ class Dialer:
             try:
                 return await self._open(dial, candidate, patience)
             except DialError as error:
+                dial.failed.append(FailedAttempt(candidate.session.view(), error))
                 untried = self._untried(asked, tried)
                 if untried is None or time.monotonic() >= deadline:
                     raise

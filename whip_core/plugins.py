@@ -131,6 +131,9 @@ class Plugins:
     def dial_finished(self, dial: DialFinished) -> None:
         self._notify("whip_dial_finished", dial=dial)
 
+    def response_seen(self, agent: AgentView, status: int) -> None:
+        self._notify("whip_response_seen", agent=agent, status=status)
+
     def stream_opened(self, dial: DialFinished) -> None:
         self._notify("whip_stream_opened", dial=dial)
 

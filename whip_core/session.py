@@ -68,6 +68,7 @@ class Session:
         self.round_trips = RoundTrips()
         self.streams = 0
         self.ejected = False
+        self.readmission: asyncio.TimerHandle | None = None
         self.registered_at = time.time()
         self.heard_at = time.monotonic()
         self._unanswered_since: float | None = None

@@ -58,6 +58,7 @@ class BrokerSettings:
     domains: tuple[str, ...] = ()
     picker: str = "random"
     policy: Path | None = None
+    outlier_ejection: bool = False
     dial_timeout: float = DIAL_TIMEOUT
     ping_interval: float = PING_INTERVAL
     ping_timeout: float = PING_TIMEOUT
