@@ -55,6 +55,7 @@ class FakeBroker:
     plugins: tuple[str, ...] = ()
     waits: list[float] = field(default_factory=list)
     on_enter: Callable[[], None] = lambda: None
+    goes_by_caller: bool = False
     is_open: bool = False
     may_close: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -72,6 +72,12 @@ class Callers:
         noted = _flow.get()
         return noted() if noted is not None else None
 
+    def proxy_user(self) -> str | None:
+        """What `current` tells of the user, and nothing else."""
+        client, _ = self.connecting()
+        flow = self.flow()
+        return _proxy_user(flow, client or (flow.client_conn if flow is not None else None))
+
     def current(self) -> Caller:
         """Who the running task dials for; `NOBODY` outside of mitmproxy's own work."""
         client, _ = self.connecting()

@@ -53,6 +53,8 @@ class Dialled(Protocol):
 class Directs(Protocol):
     """What is asked of a `whip_core.Broker`."""
 
+    @property
+    def goes_by_caller(self) -> bool: ...
     def destination(self, host: str, port: int, caller: Caller) -> Destination | None: ...
 
 
@@ -108,26 +110,29 @@ class Reuse:
         flow = self._callers.flow()
         if flow is None:
             return True
-        broker = self._broker()
         if opened is None:
             # Still being dialled, for another request: nobody knows where it will lead.
-            return not (server in self._waiting and broker and self._has_say(broker, server))
-        if opened.given_up:
+            return not (server in self._waiting and self._has_say(server))
+        if opened.given_up or self._callers.proxy_user() != opened.proxy_user:
             return False
-        caller = self._callers.current()
-        if caller.proxy_user != opened.proxy_user:
-            return False
-        wanted = _wanted(broker, server, caller)
+        wanted = self._wanted(server)
         if wanted is not None and not wanted.admits(opened.dialled.destination):
             return False
         opened.flows.add(flow)
         return True
 
-    def _has_say(self, broker: Directs, server: Server) -> bool:
+    def _has_say(self, server: Server) -> bool:
         try:
-            return _wanted(broker, server, self._callers.current()) is not None
+            return self._wanted(server) is not None
         except DialError:
             return True
+
+    def _wanted(self, server: Server) -> Destination | None:
+        broker = self._broker()
+        if broker is None or not broker.goes_by_caller or server.address is None:
+            return None
+        host, port, *_ = server.address
+        return broker.destination(host, port, self._callers.current())
 
     # Making room
 
@@ -176,13 +181,6 @@ class Reuse:
     def _is_given_up(self, server: Server) -> bool:
         opened = self._opened.get(server)
         return opened is not None and opened.given_up
-
-
-def _wanted(broker: Directs | None, server: Server, caller: Caller) -> Destination | None:
-    if broker is None or server.address is None:
-        return None
-    host, port, *_ = server.address
-    return broker.destination(host, port, caller)
 
 
 def _close(client: Client, server: Server) -> None:

@@ -229,6 +229,11 @@ class Broker:
             raise
         return stream, protocol
 
+    @property
+    def goes_by_caller(self) -> bool:
+        """Whether it can depend on the caller where a dial leads; else `destination` is None."""
+        return self.plugins.go_by_caller
+
     def destination(self, host: str, port: int, caller: Caller) -> Destination | None:
         """Where a dial for `caller` has to lead; None if every caller's may lead anywhere.
 

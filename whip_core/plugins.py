@@ -26,6 +26,8 @@ class Plugins:
     def __init__(self, plugins: Iterable[object] = ()) -> None:
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
+        self.go_by_caller = False
+        """Whether any of them resolves or picks by who asks; built-in pickers say it themselves."""
         for plugin in plugins:
             self.register(plugin)
 
@@ -42,6 +44,7 @@ class Plugins:
             for implementation in caller.get_hookimpls():
                 if implementation.plugin is plugin:
                     _check(name, caller.name, implementation)
+        self.go_by_caller = self._any_goes_by_caller()
 
     def resolve(self, target: Target, caller: Caller) -> Target:
         """Another target, or the same one. Raises `DialError` if a plugin fails."""
@@ -66,9 +69,7 @@ class Plugins:
         )
         return picked
 
-    @property
-    def go_by_caller(self) -> bool:
-        """Whether any of them resolves or picks by who asks. Built-in pickers say it for each."""
+    def _any_goes_by_caller(self) -> bool:
         hooks = self._manager.hook
         return any(
             "caller" in implementation.argnames
