@@ -75,10 +75,11 @@ class Candidates(Generic[Session]):
 
     def without(self, session: Session) -> Candidates[Session] | None:
         """Without `session`; None if nobody is left."""
-        if session not in self._sessions:
-            return self
         left = list(self._sessions)
-        left.remove(session)
+        try:
+            left.remove(session)
+        except ValueError:
+            return self
         return Candidates(left, self._asked_port) if left else None
 
 
