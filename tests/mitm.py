@@ -56,6 +56,7 @@ class FakeBroker:
     """What its plugins bring for mitmproxy, with the plugins' names."""
     waits: list[float] = field(default_factory=list)
     on_enter: Callable[[], None] = lambda: None
+    goes_by_caller: bool = False
     is_open: bool = False
     may_close: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -84,6 +85,12 @@ class FakeBroker:
     def routes(self, host: str) -> bool:
         name = host.lower().removesuffix(".")
         return name in self.services or name in self.known
+
+    def destination(self, host: str, port: int, caller: Caller) -> None:
+        """Every caller is brought to the same service."""
+
+    def response_seen(self, agent: object, status: int) -> None:
+        raise AssertionError("there are no agents here")
 
     async def open_connection(
         self,

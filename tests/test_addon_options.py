@@ -40,6 +40,8 @@ def read(**changes: Any) -> settings.AddonSettings:
         ("--metrics-listen", "whip_metrics_listen", None),
         ("--fallback", "whip_fallback", False),
         ("--picker", "whip_picker", "random"),
+        ("--outlier-ejection", "whip_outlier_ejection", False),
+        ("--policy", "whip_policy", None),
         ("--plugin", "whip_plugins", []),
         ("--no-plugin", "whip_no_plugins", []),
         ("--plugin-set", "whip_plugin_set", []),

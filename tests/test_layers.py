@@ -27,8 +27,9 @@ LAYERS = {
         "client_agent": "endpoints exposure settings",
     },
     1: {  # state, no I/O
-        "whip_core": "authorization certificates channel control_state control_wire frames parking"
-        " pickers pki plugin_host plugin_settings preamble registry",
+        "whip_core": "authorization candidates certificates channel control_state control_wire"
+        " frames outliers parking picker_choice pickers pki plugin_host plugin_settings policy"
+        " policy_file preamble registry sticky",
         "client_agent": "backoff reconcile",
     },
     2: {  # async I/O

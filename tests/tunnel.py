@@ -162,6 +162,7 @@ class Watch:
         self.dials: list[DialFinished] = []
         self.opened: list[DialFinished] = []
         self.closed: list[StreamClosed] = []
+        self.responses: list[tuple[str, int]] = []
         self._news = asyncio.Event()
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -191,6 +192,11 @@ class Watch:
     @hookimpl
     def whip_dial_finished(self, dial: DialFinished) -> None:
         self.dials.append(dial)
+        self._tell()
+
+    @hookimpl
+    def whip_response_seen(self, agent: AgentView, status: int) -> None:
+        self.responses.append((agent.name.hostname, status))
         self._tell()
 
     @hookimpl

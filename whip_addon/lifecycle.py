@@ -39,6 +39,8 @@ from whip_addon.forwarded import Forwarded
 from whip_addon.guard import Guard
 from whip_addon.passthrough import Passthrough
 from whip_addon.plugin_addons import PluginAddons
+from whip_addon.responses import Responses, Told
+from whip_addon.reuse import Reuse
 from whip_addon.routing import Route, route
 from whip_addon.settings import BY_NAME, WHILE_RUNNING, AddonSettings
 from whip_addon.streaming import Streaming
@@ -55,7 +57,7 @@ logger = logging.getLogger(__name__)
 SHUTTING_DOWN = "whip is shutting down"
 
 
-class RunningBroker(Dials, Counts, Protocol):
+class RunningBroker(Dials, Counts, Told, Protocol):
     """What the addon needs of a broker that runs: `whip_core.Broker`, or a test's own."""
 
     @property
@@ -113,16 +115,19 @@ class WhipAddon:
         self._answers = Answers()
         callers = Callers(self._request_id_header)
         self._broken = BrokenStreams()
-        self._dialer = Dialer(self._ready, self._rules, callers, self._broken)
+        self._reuse = Reuse(lambda: self._broker, callers)
+        self._dialer = Dialer(self._ready, self._rules, callers, self._broken, self._reuse)
         self._door = Door(callers.prove_names)
         self._brought = PluginAddons()
         self.addons: list[object] = [
             Guard(lambda: self._fault, self._way, self._dialer.has_dialled),
             self._door,
             callers,
+            self._reuse,
             self._answers,
             Passthrough(self._passthrough, self._passed_through),
             Streaming(),
+            Responses(lambda: self._broker, self._reuse.agent_of),
             Forwarded(self._routes),
             self._broken,
             Counting(self._counts),
@@ -141,6 +146,7 @@ class WhipAddon:
             options.declare(loader)
             seam.install(self._dialer.dial)
             self._answers.install()
+            self._reuse.install()
             options.take_deferred(loader.master.options)
         except WhipError as error:
             self._fail(str(error))
@@ -223,6 +229,7 @@ class WhipAddon:
 
     def _leave(self) -> None:
         self._answers.uninstall()
+        self._reuse.uninstall()
         seam.uninstall(self._dialer.dial)
 
     def _fail(self, fault: str) -> None:

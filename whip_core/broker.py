@@ -7,6 +7,7 @@ import contextlib
 import logging
 import random
 import secrets
+from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -14,20 +15,23 @@ from types import TracebackType
 from typing import TypeVar
 
 from whip_core import control, settings
-from whip_core.agents import AgentView, Registration, RequestFinished
-from whip_core.authorization import CertificateCoversName
+from whip_core.agents import AgentView, Destination, Registration, RequestFinished
+from whip_core.authorization import CertificateCoversName, PolicyRules
 from whip_core.awaited import Awaited
 from whip_core.caller import NOBODY, Caller
 from whip_core.certificates import check_files, expires_at
 from whip_core.control_server import ControlServer, ControlStream
 from whip_core.dialer import Dialer
-from whip_core.errors import RegistrationError, RemoteProtocolError
+from whip_core.errors import RegistrationError, RemoteProtocolError, SettingsError
 from whip_core.forward import ForwardSpec, forwarding
 from whip_core.metrics import BrokerMetrics
 from whip_core.names import AgentName, Target, check_labels, check_port, is_within, normalize
-from whip_core.pickers import make_picker
+from whip_core.outliers import OutlierEjection
+from whip_core.picker_choice import make_picker
 from whip_core.plugin_settings import PluginSettings
 from whip_core.plugins import Plugins
+from whip_core.policy import Policy
+from whip_core.policy_file import parse_policy
 from whip_core.preamble import OldPreamble
 from whip_core.registry import Contested, Joined, Registry
 from whip_core.reverse_listener import Arrival, ReverseListener
@@ -70,8 +74,18 @@ class Broker:
         self.settings = settings
         self.broker_id = secrets.token_hex(8)
         self.metrics = BrokerMetrics()
+        rules: list[object] = [CertificateCoversName()]
+        if settings.policy is not None:
+            rules.append(PolicyRules(_read_policy(settings.policy)))
+        self._outliers = OutlierEjection(self._eject) if settings.outlier_ejection else None
         self.plugins = Plugins(
-            [make_picker(settings.picker), CertificateCoversName(), self.metrics, *plugins],
+            [
+                make_picker(settings.picker),
+                *rules,
+                *([self._outliers] if self._outliers else []),
+                self.metrics,
+                *plugins,
+            ],
             plugin_settings,
         )
         self._domains = tuple(normalize(domain) for domain in settings.domains)
@@ -81,6 +95,7 @@ class Broker:
         self._dialer = Dialer(self._registry, self.plugins, settings.dial_timeout)
         self._stack = contextlib.AsyncExitStack()
         self.metrics.watch_parked(self._parked_by_domain)
+        self.metrics.watch_ejected(self._ejected_by_domain)
 
     async def __aenter__(self) -> Broker:
         self.plugins.start(self.metrics.registry)
@@ -172,6 +187,9 @@ class Broker:
             parked[domain] = parked.get(domain, 0) + session.parked
         return parked
 
+    def _ejected_by_domain(self) -> dict[str, int]:
+        return dict(Counter(session.name.domain for session in self._registry if session.ejected))
+
     def routes(self, host: str) -> bool:
         """Whether `host` belongs to whip: it, or its domain, is or was registered or is listed.
 
@@ -229,6 +247,20 @@ class Broker:
             stream.abort()
             raise
         return stream, protocol
+
+    @property
+    def goes_by_caller(self) -> bool:
+        """Whether it can depend on the caller where a dial leads; else `destination` is None."""
+        return self.plugins.go_by_caller
+
+    def destination(self, host: str, port: int, caller: Caller) -> Destination | None:
+        """Where a dial for `caller` has to lead; None if every caller's may lead anywhere.
+
+        For who has a stream already and wants to serve another caller on it: it will do if
+        the destination admits that of `writer.get_extra_info("whip")`. Opens nothing.
+        Raises `DialError` if a plugin fails, or nobody has the name any more.
+        """
+        return self._dialer.destination(host, port, caller)
 
     def forward(
         self, host: str, port: int, *, listen_host: str = "127.0.0.1", listen_port: int = 0
@@ -348,7 +380,10 @@ class Broker:
         self._ping_later(session, self.settings.ping_interval)
 
     def received(self, session: Session, message: control.AgentMessage) -> None:
+        was_draining = session.draining
         round_trip = session.received(message)
+        if session.draining != was_draining:
+            self._registry.standing_changed(session)
         if round_trip is not None:
             self.plugins.round_trip(session.view(), round_trip)
 
@@ -363,12 +398,34 @@ class Broker:
             return
         reason = reason or str(why)
         self._registry.remove(session)
-        if session.next_ping is not None:
-            session.next_ping.cancel()
+        for timer in (session.next_ping, session.readmission):
+            if timer is not None:
+                timer.cancel()
         view = session.view()
         session.end(why)
         logger.info("agent %s left: %s", session.name, reason)
         self.plugins.agent_left(view, reason)
+
+    # Ejection: what `OutlierEjection` decides
+
+    def _eject(self, agent: AgentView, seconds: float) -> None:
+        session = self._sessions_by_id.get(agent.session_id)
+        if session is None:
+            return
+        session.ejected = True
+        self._registry.standing_changed(session)
+        loop = asyncio.get_running_loop()
+        session.readmission = loop.call_later(seconds, self._readmit, session)
+
+    def _readmit(self, session: Session) -> None:
+        session.ejected = False
+        self._registry.standing_changed(session)
+        assert self._outliers is not None
+        self._outliers.readmitted(session.view())
+
+    def response_seen(self, agent: AgentView, status: int) -> None:
+        """Tell the plugins of an HTTP response that came from `agent`, seen by a proxy here."""
+        self.plugins.response_seen(agent, status)
 
     # Reverse connections
 
@@ -382,6 +439,14 @@ class Broker:
         if session is None:
             raise RemoteProtocolError("it belongs to no session or dial (any more)")
         session.welcome(arrival)
+
+
+def _read_policy(path: Path) -> Policy:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"policy {path}: cannot read it: {error}") from error
+    return parse_policy(text, str(path))
 
 
 def _checked(message: control.Register) -> Registration:

@@ -140,6 +140,14 @@ def whip_dial_finished(dial: DialFinished) -> None:
 
 
 @hookspec
+def whip_response_seen(agent: AgentView, status: int) -> None:
+    """mitmproxy has the head of an HTTP response from `agent`, a stream of which it came on.
+
+    Synchronous; an exception is logged.
+    """
+
+
+@hookspec
 def whip_stream_opened(dial: DialFinished) -> None:
     """A stream is open: `whip_stream_closed` with its `dial_id` follows, whatever happens."""
 

@@ -96,7 +96,23 @@ class BrokerMetrics:
 
     def watch_parked(self, parked: Callable[[], Mapping[str, int]]) -> None:
         """Have `parked` asked, at each scrape, for the parked connections of each domain."""
-        self.registry.register(_Parked(parked))
+        self.registry.register(
+            _ByDomain(
+                "whip_server_parked_connections",
+                "Reverse connections that are open and idle",
+                parked,
+            )
+        )
+
+    def watch_ejected(self, ejected: Callable[[], Mapping[str, int]]) -> None:
+        """Have `ejected` asked, at each scrape, for the agents of each domain left out of it."""
+        self.registry.register(
+            _ByDomain(
+                "whip_server_ejected_agents",
+                "Agents left out of their domain for a while, as they keep failing",
+                ejected,
+            )
+        )
 
     def certificate_expires(self, moment: datetime) -> None:
         self._expiry.set(moment.timestamp())
@@ -152,27 +168,27 @@ class BrokerMetrics:
         self._of(self._requests, str(request.status), request.protocol, request.error).inc()
 
 
-class _Parked(Collector):
+class _ByDomain(Collector):
     """A gauge that is counted when it is asked for."""
 
-    def __init__(self, parked: Callable[[], Mapping[str, int]]) -> None:
-        self._parked = parked
+    def __init__(
+        self, name: str, documentation: str, counts: Callable[[], Mapping[str, int]]
+    ) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._counts = counts
 
     def describe(self) -> Iterable[prometheus_client.Metric]:
         return [self._family()]
 
     def collect(self) -> Iterable[prometheus_client.Metric]:
         family = self._family()
-        for domain, count in self._parked().items():
+        for domain, count in self._counts().items():
             family.add_metric([domain], count)
         yield family
 
     def _family(self) -> GaugeMetricFamily:
-        return GaugeMetricFamily(
-            "whip_server_parked_connections",
-            "Reverse connections that are open and idle",
-            labels=["domain"],
-        )
+        return GaugeMetricFamily(self._name, self._documentation, labels=["domain"])
 
 
 def _expiry_gauge(registry: CollectorRegistry) -> Gauge:

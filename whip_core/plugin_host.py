@@ -82,17 +82,20 @@ class Described:
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
-    """One hook of one plugin; `takes` are the places of the hook's arguments that it takes."""
+class Call:
+    """One hook of one plugin, and the arguments that it `takes`."""
 
     plugin: str
     hook: str
     function: Callable[..., Any]
-    takes: tuple[int, ...]
+    owner: object
+    takes: tuple[str, ...]
+    places: tuple[int, ...]
+    """Where these are among the hook's arguments."""
     takes_all: bool
 
     def __call__(self, arguments: Sequence[Any]) -> Any:
-        return self.function(*[arguments[place] for place in self.takes])
+        return self.function(*[arguments[place] for place in self.places])
 
 
 class PluginHost:
@@ -107,10 +110,10 @@ class PluginHost:
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
         self._plugins: list[NamedPlugin] = []
-        self._calls: dict[str, tuple[_Call, ...]] = dict.fromkeys(hookspecs.HOOKS, ())
+        self._calls: dict[str, tuple[Call, ...]] = dict.fromkeys(hookspecs.HOOKS, ())
         self._declared: dict[str, type] = {}
         self._filled: dict[str, object] = {}
-        self._quiet_until: dict[_Call, float] = {}
+        self._quiet_until: dict[Call, float] = {}
         self._started = False
 
     # Before anything listens
@@ -198,6 +201,20 @@ class PluginHost:
             began = now
         return None
 
+    def calls(self, hook: str) -> tuple[Call, ...]:
+        """Who is asked, in order."""
+        return self._calls[hook]
+
+    def answer(self, call: Call, *arguments: Any) -> Any:
+        """What one of them answers. Raises `PluginFailed`."""
+        try:
+            answer = call(arguments)
+        except Exception as error:
+            logger.exception("plugin %s: %s failed", call.plugin, call.hook)
+            raise PluginFailed(f"plugin {call.plugin}: {call.hook} failed: {error!r}") from error
+        _check_is_there(call, answer)
+        return answer
+
     async def first_reason(self, hook: str, *arguments: Any) -> str | None:
         """The first reason against it. All are asked; one that raises has allowed nothing."""
         clock = time.perf_counter
@@ -231,14 +248,14 @@ class PluginHost:
                 self._was_slow(call, now - began)
             began = now
 
-    def _prepare(self, call: _Call, *arguments: Any) -> Any:
+    def _prepare(self, call: Call, *arguments: Any) -> Any:
         try:
             return call(arguments)
         except Exception as error:  # it is somebody else's code that runs here
             what = str(error) if isinstance(error, WhipError) else repr(error)
             raise SettingsError(f"plugin {call.plugin}: {call.hook} failed: {what}") from error
 
-    def _was_slow(self, call: _Call, seconds: float) -> None:
+    def _was_slow(self, call: Call, seconds: float) -> None:
         now = time.monotonic()
         if now < self._quiet_until.get(call, 0.0):
             return
@@ -253,15 +270,17 @@ class PluginHost:
 
     # What a plugin has
 
-    def _calls_of(self, hook: str) -> tuple[_Call, ...]:
+    def _calls_of(self, hook: str) -> tuple[Call, ...]:
         names = {id(named.plugin): named.name for named in self._plugins}
         arguments = hookspecs.HOOKS[hook]
         return tuple(
-            _Call(
+            Call(
                 names[id(implementation.plugin)],
                 hook,
                 implementation.function,
-                takes=tuple(arguments.index(name) for name in implementation.argnames),
+                implementation.plugin,
+                takes=tuple(implementation.argnames),
+                places=tuple(arguments.index(name) for name in implementation.argnames),
                 takes_all=tuple(implementation.argnames) == arguments,
             )
             for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls())
@@ -314,7 +333,7 @@ class PluginHost:
                 )
 
 
-def _check_is_there(call: _Call, answer: Any) -> None:
+def _check_is_there(call: Call, answer: Any) -> None:
     """Raises `PluginFailed` for an answer that is still to come."""
     if inspect.isawaitable(answer):
         if inspect.iscoroutine(answer):

@@ -17,7 +17,8 @@ from whip_core.caller import Caller
 from whip_core.errors import PluginError, SettingsError
 from whip_core.hookspecs import ASKED_BY_BROKERS
 from whip_core.names import Target
-from whip_core.plugin_host import Described, PluginFailed, PluginHost
+from whip_core.picker_choice import ChosenPicker
+from whip_core.plugin_host import Call, Described, PluginFailed, PluginHost
 from whip_core.plugin_settings import PluginSettings
 
 
@@ -92,6 +93,41 @@ class Plugins:
             raise PluginError(f"{target}: no plugin picked one of {len(candidates)} agents")
         return Picked(*found)
 
+    @property
+    def go_by_caller(self) -> bool:
+        """Whether any of them resolves or picks by who asks."""
+        return any(
+            self._goes_by_caller(call, None)
+            for hook in ("whip_resolve", "whip_pick")
+            for call in self._host.calls(hook)
+        )
+
+    def pick_by_caller(
+        self, target: Target, candidates: Sequence[AgentView], caller: Caller
+    ) -> AgentView | None:
+        """The pick, if it is one by who asks; None if another caller's would do as well.
+
+        A plugin goes by the caller if its hook takes that argument; a built-in picker says
+        it itself. Raises `PluginError`.
+        """
+        for call in self._host.calls("whip_pick"):
+            by_caller = self._goes_by_caller(call, target)
+            if not by_caller and isinstance(call.owner, ChosenPicker):
+                return None  # it would pick, and it has turns and chances to keep
+            try:
+                picked = self._host.answer(call, target, candidates, caller)
+            except PluginFailed as failed:
+                raise PluginError(f"{target}: {failed}") from failed
+            if picked is not None:
+                return picked if by_caller and isinstance(picked, AgentView) else None
+        return None
+
+    @staticmethod
+    def _goes_by_caller(call: Call, target: Target | None) -> bool:
+        if isinstance(call.owner, ChosenPicker):
+            return call.owner.picks_by_caller(target)
+        return "caller" in call.takes
+
     async def veto_of_agent(self, registration: Registration, peer: Peer) -> str | None:
         """The first reason against the registration, or None. All are asked."""
         return await self._host.first_reason("whip_authorize_agent", registration, peer)
@@ -119,6 +155,9 @@ class Plugins:
 
     def dial_finished(self, dial: DialFinished) -> None:
         self._host.notify("whip_dial_finished", dial)
+
+    def response_seen(self, agent: AgentView, status: int) -> None:
+        self._host.notify("whip_response_seen", agent, status)
 
     def stream_opened(self, dial: DialFinished) -> None:
         self._host.notify("whip_stream_opened", dial)

@@ -67,6 +67,8 @@ class Session:
         self.control = ControlState(BROKER_SIDE)
         self.round_trips = RoundTrips()
         self.streams = 0
+        self.ejected = False
+        self.readmission: asyncio.TimerHandle | None = None
         self.registered_at = time.time()
         self.heard_at = time.monotonic()
         self._unanswered_since: float | None = None
@@ -76,6 +78,7 @@ class Session:
         self.pool = ParkedPool(lambda target: self.send(control.Park(target)))
         self._opening: set[FramedConnection] = set()
         self._probe: asyncio.Future[None] | None = None
+        self._view: AgentView | None = None
         self.next_ping: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -109,6 +112,20 @@ class Session:
         return len(self.pool)
 
     def view(self) -> AgentView:
+        """What plugins see; the same object until something in it changes."""
+        view = self._view
+        if (
+            view is None
+            or view.streams != self.streams
+            or view.parked != len(self.pool)
+            or view.round_trip != self.round_trips.latest
+            or view.draining is not (self.control.state is State.DRAINING)
+            or view.ejected != self.ejected
+        ):
+            view = self._view = self._new_view()
+        return view
+
+    def _new_view(self) -> AgentView:
         registration = self.registration
         return AgentView(
             name=registration.name,
@@ -125,6 +142,7 @@ class Session:
             round_trip=self.round_trips.latest,
             registered_at=self.registered_at,
             draining=self.draining,
+            ejected=self.ejected,
         )
 
     # The control stream

@@ -44,7 +44,8 @@ class BrokerSettings:
     port of None is the one the reverse listener got). `listen_host` None means all
     interfaces, IPv4 and IPv6, or loopback when `tls` is None. A listen port of 0 lets the
     system choose. `domains` are the names that belong to whip even while no agent has
-    them: they never go anywhere else.
+    them: they never go anywhere else. `picker` is what --picker takes, and `policy` a
+    TOML file that says who may reach what (docs/policy.md).
     """
 
     external_host: str = "localhost"
@@ -56,6 +57,8 @@ class BrokerSettings:
     allow_plaintext: bool = False
     domains: tuple[str, ...] = ()
     picker: str = "random"
+    policy: Path | None = None
+    outlier_ejection: bool = False
     dial_timeout: float = DIAL_TIMEOUT
     ping_interval: float = PING_INTERVAL
     ping_timeout: float = PING_TIMEOUT
