@@ -138,35 +138,6 @@ def test_a_wrong_answer_fails_the_dial_and_names_the_plugin(
     run(main())
 
 
-def test_who_was_a_candidate_of_an_earlier_dial_is_none_of_this_one() -> None:
-    """A view is of one moment: who keeps one picks by what was true then."""
-
-    class Faithful:
-        def __init__(self) -> None:
-            self.first: AgentView | None = None
-
-        @hookimpl
-        def whip_pick(self, candidates: Sequence[AgentView]) -> AgentView:
-            self.first = self.first or candidates[0]
-            return self.first
-
-    async def main() -> None:
-        async with (
-            Broker(broker_settings(), plugins=[Faithful()]) as broker,
-            service(saying(b"a")) as one,
-            service(saying(b"b")) as two,
-            running(agent_settings(broker.control_port, ports=f"80={one}", hostname="a")) as a,
-            running(agent_settings(broker.control_port, ports=f"80={two}", hostname="b")) as b,
-        ):
-            await a.wait_registered()
-            await b.wait_registered()
-            assert await exchange(await broker.open_connection("testdom", 80), b"") in (b"a", b"b")
-            with pytest.raises(PluginError, match="plugin Faithful: whip_pick gave agent "):
-                await broker.open_connection("testdom", 80)
-
-    run(main())
-
-
 def test_a_plugin_that_does_not_decide_is_a_timeout() -> None:
     class Undecided:
         @hookimpl

@@ -131,10 +131,10 @@ def test_a_picker_is_asked_again_without_those_that_failed() -> None:
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (lambda _: "somebody", "the picker chose 'somebody', which was not a candidate"),
+        (lambda _: "somebody", "plugin Asked: whip_pick gave somebody, which was not a candidate"),
         (
             lambda found: dataclasses.replace(found[0], session_id="of old"),
-            "the picker chose agent a.testdom, which was not a candidate",
+            "plugin Asked: whip_pick gave agent a.testdom, which was not a candidate",
         ),
     ],
 )
@@ -166,7 +166,7 @@ def test_an_agent_that_failed_in_this_dial_is_no_candidate_any_more() -> None:
         ):
             agents = await agents_of(stack, broker, "a", "b", "c")
             refusal = asyncio.get_running_loop().create_task(refuse(agents[0]))
-            with pytest.raises(DialError, match=r"chose agent a\.testdom, which was not"):
+            with pytest.raises(DialError, match=r"gave agent a\.testdom, which was not"):
                 await broker.open_connection("testdom", 80)
             await refusal
 

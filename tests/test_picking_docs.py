@@ -29,7 +29,7 @@ def example(page: str, having: str) -> ModuleType:
 
 
 def pick(plugin: ModuleType, candidates: Sequence[AgentView], caller: Caller) -> str:
-    picked = Plugins([make_picker("random"), plugin]).pick(TARGET, candidates, caller)
+    picked = Plugins([make_picker("random"), plugin]).pick(TARGET, candidates, caller).agent
     assert isinstance(picked, AgentView)
     return picked.name.hostname
 

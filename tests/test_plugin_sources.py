@@ -137,7 +137,7 @@ def test_plugins_lists_what_is_loaded_from_where_with_hooks_and_settings(
     file = tmp_path / "mine.py"
     file.write_text(PICKER)
     found = _listed("--plugin", str(file), "--plugin-set=mine.label=rack")
-    assert found["random"]["origin"]["kind"] == "built-in"
+    assert found["picker"]["origin"]["kind"] == "built-in"
     assert found["certificate"]["hooks"] == ["whip_authorize_agent"]
     assert "whip_dial_finished" in found["metrics"]["hooks"]
     assert found["zones"]["origin"] == {
@@ -166,8 +166,8 @@ def test_for_people_there_is_a_table(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0].split() == ["NAME", "FROM", "HOOKS"]
-    assert [line.split() for line in lines if line.startswith("random")] == [
-        ["random", "built-in", "whip_pick"]
+    assert [line.split() for line in lines if line.startswith("picker")] == [
+        ["picker", "built-in", "whip_pick"]
     ]
     assert "mine.label=zone  str; the label that decides (WHIP_PLUGIN_MINE_LABEL)" in lines
 
