@@ -73,8 +73,16 @@ class Agent:
     async def _follow(self, endpoint: Endpoint) -> None:
         async with aclosing(Discovery(endpoint, self._resolvers).watch()) as found:
             async for addresses in found:
-                self._found[endpoint] = addresses
+                self._found[endpoint] = self._bounded(endpoint, addresses)
                 self._reconcile()
+
+    def _bounded(self, endpoint: Endpoint, found: frozenset[Address]) -> frozenset[Address]:
+        """As many as may be joined; those that are joined already come first."""
+        most = self.settings.max_brokers
+        if len(found) <= most:
+            return found
+        logger.warning("%s has %d addresses; only %d are joined", endpoint, len(found), most)
+        return frozenset(sorted(found, key=lambda each: (each not in self._owners, each))[:most])
 
     def _reconcile(self) -> None:
         change = reconcile(self._found, self._owners)

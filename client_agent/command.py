@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
-import resource
 import signal
 import socket
 
@@ -15,8 +13,8 @@ import click
 from client_agent.agent import Agent
 from client_agent.endpoints import Endpoint
 from client_agent.exposure import parse_exposure
-from client_agent.settings import DRAIN_TIMEOUT, AgentSettings
-from whip_core.certificates import check_files, expires_at
+from client_agent.settings import DRAIN_TIMEOUT, MAX_BROKERS, AgentSettings
+from whip_core.certificates import check_files, dns_pattern, expires_at
 from whip_core.errors import SettingsError
 from whip_core.metrics import listen_address, serve
 from whip_core.names import AgentName, check_labels
@@ -51,6 +49,19 @@ logger = logging.getLogger(__name__)
     default=DRAIN_TIMEOUT,
     help="Seconds that streams have to finish after SIGTERM; a second SIGTERM goes at once.",
 )
+@option(
+    "--reverse-host",
+    multiple=True,
+    metavar="HOST",
+    help="A host (*.name: any of one label) that brokers may have us connect back to, besides "
+    "the endpoint's own and the one each broker tells; repeatable.",
+)
+@option(
+    "--max-brokers",
+    type=click.IntRange(min=1),
+    default=MAX_BROKERS,
+    help="Addresses behind one ENDPOINT that are joined.",
+)
 @common_options(metrics_listen="127.0.0.1:9465")
 def client(
     endpoints: tuple[str, ...],
@@ -59,6 +70,8 @@ def client(
     ports: tuple[str, ...],
     label: tuple[str, ...],
     drain_timeout: float,
+    reverse_host: tuple[str, ...],
+    max_brokers: int,
     log_level: str,
     metrics_listen: str,
     tls: bool,
@@ -85,10 +98,11 @@ def client(
             allow_plaintext=allow_plaintext,
             labels=_labels(label),
             drain_timeout=drain_timeout,
+            reverse_hosts=_patterns(reverse_host),
+            max_brokers=max_brokers,
         )
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
-    _allow_many_files()
     run(_serve(settings, metrics_listen, was_given("metrics_listen")), log_level)
 
 
@@ -117,18 +131,18 @@ async def _serve(settings: AgentSettings, metrics_listen: str, chosen: bool) -> 
             logger.warning("stopped at once: streams that still ran are cut")
 
 
-def _allow_many_files() -> None:
-    """Have the most open files that we may: a stream takes two, and 1024 is a usual limit."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # some systems promise more than they give
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 def _name(hostname: str, domain: str) -> AgentName:
     try:
         return AgentName.parse(hostname, domain)
     except ValueError as error:
         raise SettingsError(f"--hostname and --domain: {error}") from error
+
+
+def _patterns(texts: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        return tuple(dns_pattern(text) for text in texts)
+    except ValueError as error:
+        raise SettingsError(f"--reverse-host: {error}") from error
 
 
 def _labels(texts: tuple[str, ...]) -> dict[str, str]:

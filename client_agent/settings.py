@@ -12,6 +12,9 @@ from whip_core.settings import TLSFiles, require_plaintext_allowed
 
 DRAIN_TIMEOUT = 30.0
 """Seconds that streams have to finish when the agent is told to stop."""
+MAX_BROKERS = 100
+"""Addresses of one endpoint that are joined: past a few dozen brokers an agent holds streams
+to some of them only (DESIGN §11), and a forged answer must not make us call the whole world."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +26,9 @@ class AgentSettings:
     allow_plaintext: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
     drain_timeout: float = DRAIN_TIMEOUT
+    reverse_hosts: tuple[str, ...] = ()
+    """Hosts (`*.name` for one label) that brokers may have us connect back to besides theirs."""
+    max_brokers: int = MAX_BROKERS
 
     def __post_init__(self) -> None:
         # What a name leads to is known, and checked, when it has been looked up.

@@ -10,6 +10,7 @@ from typing import Protocol
 from client_agent.backoff import Backoff
 from client_agent.control_client import ControlClient, ControlClosed
 from client_agent.endpoints import Address, Endpoint
+from client_agent.reach import Reach
 from client_agent.reverse import ReverseConnector
 from client_agent.session import BrokerSession
 from client_agent.settings import AgentSettings
@@ -20,7 +21,9 @@ from whip_core.tls import client_context, grpc_channel_credentials
 
 logger = logging.getLogger(__name__)
 
-REFUSALS = frozenset({"ALREADY_EXISTS", "PERMISSION_DENIED", "INVALID_ARGUMENT"})
+REFUSALS = frozenset(
+    {"ALREADY_EXISTS", "PERMISSION_DENIED", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"}
+)
 """gRPC statuses by which a broker says that it will not have this registration."""
 
 CAUSES = {
@@ -125,6 +128,7 @@ class Worker:
                 client,
                 connector,
                 self._metrics,
+                reach=Reach(self._endpoint, self.address, self._settings.reverse_hosts),
                 instance_id=self._instance_id,
                 on_registered=self._registered,
             )

@@ -22,17 +22,19 @@ PACKAGES = ("whip_core", "client_agent", "whip_addon")
 # everything below a package, `__init__` the package itself.
 LAYERS = {
     0: {  # values
-        "whip_core": "agents caller control errors hookspecs names settings wire.__init__ wire.*",
+        "whip_core": "agents caller control errors hookspecs limits names settings"
+        " wire.__init__ wire.*",
         "client_agent": "endpoints exposure settings",
     },
     1: {  # state, no I/O
-        "whip_core": "authorization certificates channel control_state control_wire frames parking"
-        " pickers pki preamble registry",
-        "client_agent": "backoff reconcile",
+        "whip_core": "admission authorization certificates channel control_state control_wire"
+        " frames parking pickers pki preamble rare_log registry",
+        "client_agent": "backoff reach reconcile",
     },
     2: {  # async I/O
-        "whip_core": "awaited control_server drain forward framed heartbeat outbox parked_pool raw"
-        " relay reverse_listener session sockets stream stream_reader tasks tls tls_transport",
+        "whip_core": "acceptor awaited control_server drain forward framed heartbeat outbox"
+        " parked_pool raw relay reverse_listener session sockets stream stream_reader tasks tls"
+        " tls_transport",
         "client_agent": "control_client discovery local parker reverse",
     },
     3: {  # assembly

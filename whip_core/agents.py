@@ -56,6 +56,22 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """Who was not let in. `what` is "agent" (a registration) or "connection".
+
+    A dial that is refused is a `DialFinished` with its error.
+    """
+
+    what: str
+    reason: str
+    """Its short name, of a bounded set."""
+    address: tuple[str, int]
+    text: str
+    name: str = ""
+    """What an agent wanted to be registered as."""
+
+
+@dataclass(frozen=True, slots=True)
 class DialFinished:
     """How a dial went. `agent` and `open_seconds` are None if it never got so far."""
 

@@ -14,7 +14,8 @@ from types import TracebackType
 from typing import TypeVar
 
 from whip_core import control, settings
-from whip_core.agents import AgentView, Registration
+from whip_core.admission import Admission
+from whip_core.agents import AgentView, Peer, Refusal, Registration
 from whip_core.authorization import CertificateCoversName
 from whip_core.awaited import Awaited
 from whip_core.caller import NOBODY, Caller
@@ -28,6 +29,7 @@ from whip_core.names import AgentName, Target, check_labels, check_port, is_with
 from whip_core.pickers import make_picker
 from whip_core.plugins import Plugins
 from whip_core.preamble import OldPreamble
+from whip_core.rare_log import RareLog
 from whip_core.registry import Contested, Joined, Registry
 from whip_core.reverse_listener import Arrival, ReverseListener
 from whip_core.session import Session
@@ -70,8 +72,10 @@ class Broker:
         self._domains = tuple(normalize(domain) for domain in settings.domains)
         self._registry: Registry[Session] = Registry()
         self._awaited: Awaited[Session] = Awaited()
+        self._refusals = RareLog(logger)
         self._sessions_by_id: dict[str, Session] = {}
-        self._dialer = Dialer(self._registry, self.plugins, settings.dial_timeout)
+        self._admission = Admission(settings.limits)
+        self._dialer = Dialer(self._registry, self.plugins, settings.dial_timeout, self._admission)
         self._stack = contextlib.AsyncExitStack()
         self.metrics.watch_parked(self._parked_by_domain)
 
@@ -81,15 +85,18 @@ class Broker:
             for warning in check_files(files):
                 logger.warning(warning)
             self.metrics.certificate_expires(expires_at(files.cert.read_bytes()))
+        context = server_context(files) if files else None
         async with contextlib.AsyncExitStack() as stack:
             self._reverse = await stack.enter_async_context(
                 ReverseListener(
                     self._welcome,
                     self.settings.listen_hosts,
                     self.settings.tcp_listen_port,
-                    server_context(files) if files else None,
+                    (lambda: context) if context else None,
                     handshake_timeout=self.settings.handshake_timeout,
                     preamble_timeout=self.settings.preamble_timeout,
+                    limits=self.settings.limits,
+                    on_refused=self._connection_refused,
                 )
             )
             self._control = await stack.enter_async_context(
@@ -98,6 +105,8 @@ class Broker:
                     self.settings.listen_hosts,
                     self.settings.grpc_listen_port,
                     grpc_server_credentials(files) if files else None,
+                    register_timeout=self.settings.handshake_timeout,
+                    limits=self.settings.limits,
                 )
             )
             self._stack = stack.pop_all()
@@ -246,8 +255,9 @@ class Broker:
                 )
         veto = await self.plugins.veto_of_agent(registration, stream.peer)
         if veto is not None:
-            logger.warning("refused agent %s: %s", registration.name, veto)
             raise RegistrationError(f"{registration.name} refused: {veto}", code="not-authorized")
+        if self._registry.get(registration.name.full) is None:
+            self._admission.check_agent(stream.peer)
         session = Session(stream, registration, self._reverse_address, self._awaited)
         joined = await self._enter(session)
         if joined.replaced is not None:
@@ -269,16 +279,11 @@ class Broker:
                 raise self._taken(session, outcome)
             if self._registry.get(session.name.full) is holder:
                 logger.warning("agent %s does not answer: its name is taken over", holder.name)
+                self.plugins.name_taken_over(holder.view(), session.view())
                 return self._registry.take_over(session)
 
     def _taken(self, session: Session, contested: Contested[Session]) -> RegistrationError:
         host, port = contested.holder.peer.address
-        logger.warning(
-            "refused agent %s from %s: the name is held by one from %s",
-            session.name,
-            session.peer.address[0],
-            host,
-        )
         return RegistrationError(
             f"the name {session.name} is held by a live agent at {host} port {port}; "
             "choose another --hostname, or stop that agent",
@@ -287,6 +292,7 @@ class Broker:
 
     def _joined(self, session: Session, message: control.Register) -> None:
         session.control.receive(message)
+        self._admission.agent_joined(session.peer)
         self._sessions_by_id[session.session_id] = session
         if session.speaks_frames:
             host, port = self._reverse_address
@@ -330,6 +336,15 @@ class Broker:
     def left(self, session: Session, reason: str) -> None:
         self._end(session, None, reason)
 
+    def refused(self, peer: Peer, name: str, why: RegistrationError) -> None:
+        if why.code == "already-registered":
+            return
+        self._refusals.warning("refused agent %s from %s: %s", name, peer.address[0], why)
+        self.plugins.refused(Refusal("agent", why.code, peer.address, str(why), name))
+
+    def _connection_refused(self, address: tuple[str, int], reason: str, text: str) -> None:
+        self.plugins.refused(Refusal("connection", reason, address, text))
+
     def _end(
         self, session: Session, why: RegistrationError | None, reason: str | None = None
     ) -> None:
@@ -338,6 +353,7 @@ class Broker:
             return
         reason = reason or str(why)
         self._registry.remove(session)
+        self._admission.agent_left(session.peer)
         if session.next_ping is not None:
             session.next_ping.cancel()
         view = session.view()

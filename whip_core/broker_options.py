@@ -6,14 +6,22 @@ already: --tls is whip_tls, --whip-grpc-listen-port is whip_grpc_listen_port.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from whip_core import limits
 from whip_core.errors import SettingsError
 from whip_core.names import normalize
 from whip_core.options import option
-from whip_core.settings import DIAL_TIMEOUT, BrokerSettings, TLSFiles
+from whip_core.settings import (
+    DIAL_TIMEOUT,
+    HANDSHAKE_TIMEOUT,
+    PREAMBLE_TIMEOUT,
+    BrokerSettings,
+    TLSFiles,
+)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -69,6 +77,23 @@ BROKER_OPTIONS: tuple[Option, ...] = (
             name="domains"),
     setting("--dial-timeout", str, f"{DIAL_TIMEOUT:g}", "Seconds that a dial may take.", "SECONDS"),
     setting("--wait", str, "0", "Seconds that a dial waits for its agent to appear.", "SECONDS"),
+    setting("--handshake-timeout", str, f"{HANDSHAKE_TIMEOUT:g}",
+            "Seconds a peer has for its TLS handshake, and an agent to register.", "SECONDS"),
+    setting("--preamble-timeout", str, f"{PREAMBLE_TIMEOUT:g}",
+            "Seconds a reverse connection has to say whose it is.", "SECONDS"),
+    *(setting(f"--max-{name.replace('_', '-')}", int, getattr(limits.Limits(), name), help_)
+      for name, help_ in (
+        ("unauthenticated", "Connections to each port that have not said who they are."),
+        ("agents", "Registered agents."),
+        ("agents_per_identity", "Agents with the same certificate names."),
+        ("streams", "Open streams."),
+        ("streams_per_agent", "Open streams to one agent."),
+        ("pending_dials", "Dials under way."),
+        ("preamble_size", "Octets of a reverse connection's preamble."),
+        ("message_size", "Octets of a control message."),
+    )),
+    setting("--max-dial-rate", str, f"{limits.DIAL_RATE:g}",
+            "Dials a second for one caller; 0: no limit.", "RATE"),
     setting("--picker", str, "random", "How one of a domain's agents is picked."),
     setting("--plugin", TEXTS, [], "A module, or a file, with plugin hooks (repeatable).",
             name="plugins"),
@@ -153,7 +178,23 @@ def read_broker(values: Mapping[str, Any], spell: Callable[[str], str] = by_name
         domains=_domains(values, spell),
         picker=values["whip_picker"],
         dial_timeout=read_seconds(values, "whip_dial_timeout", spell, least=0.001),
+        handshake_timeout=read_seconds(values, "whip_handshake_timeout", spell, least=0.001),
+        preamble_timeout=read_seconds(values, "whip_preamble_timeout", spell, least=0.001),
+        limits=_limits(values, spell),
     )
+
+
+def _limits(values: Mapping[str, Any], spell: Callable[[str], str]) -> limits.Limits:
+    def count(name: str) -> int:
+        option, least = f"whip_max_{name}", limits.LEAST_SIZE if name.endswith("_size") else 0
+        value: int = values[option]
+        if not least <= value <= limits.MOST:
+            raise SettingsError(f"{spell(option)}: {value} is not {least} to {limits.MOST}")
+        return value
+
+    names = [each.name for each in dataclasses.fields(limits.Limits) if each.name != "dial_rate"]
+    rate = read_number(values, "whip_max_dial_rate", spell, 0.0, "a number of dials a second")
+    return limits.Limits(dial_rate=rate, **{name: count(name) for name in names})
 
 
 def _tls_files(values: Mapping[str, Any], spell: Callable[[str], str]) -> TLSFiles | None:
@@ -186,10 +227,16 @@ def _port(values: Mapping[str, Any], name: str, spell: Callable[[str], str]) -> 
 def read_seconds(
     values: Mapping[str, Any], name: str, spell: Callable[[str], str], least: float = 0.0
 ) -> float:
+    return read_number(values, name, spell, least, "a number of seconds")
+
+
+def read_number(
+    values: Mapping[str, Any], name: str, spell: Callable[[str], str], least: float, what: str
+) -> float:
     try:
-        seconds = float(values[name])
+        number = float(values[name])
     except ValueError:
-        seconds = -1.0
-    if not least <= seconds < float("inf"):
-        raise SettingsError(f"{spell(name)}: {values[name]!r} is not a number of seconds")
-    return seconds
+        number = -1.0
+    if not least <= number < float("inf"):
+        raise SettingsError(f"{spell(name)}: {values[name]!r} is not {what}")
+    return number

@@ -9,10 +9,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from whip_core.admission import Admission
 from whip_core.agents import DialFinished, StreamClosed
 from whip_core.caller import Caller
 from whip_core.errors import (
     BrokerClosed,
+    Busy,
     DialError,
     DialTimeout,
     NotAuthorized,
@@ -20,6 +22,7 @@ from whip_core.errors import (
     UnknownName,
 )
 from whip_core.frames import DIAL_ID_SIZE
+from whip_core.limits import Limits
 from whip_core.names import Target
 from whip_core.plugins import Plugins
 from whip_core.registry import Candidate, Registry
@@ -68,7 +71,14 @@ class Dial:
 class Dialer:
     """Opens streams to registered agents."""
 
-    def __init__(self, registry: Registry[Session], plugins: Plugins, timeout: float) -> None:
+    def __init__(
+        self,
+        registry: Registry[Session],
+        plugins: Plugins,
+        timeout: float,
+        admission: Admission | None = None,
+    ) -> None:
+        self._admission = admission or Admission(Limits())
         self._registry = registry
         self._plugins = plugins
         self._timeout = timeout
@@ -103,7 +113,8 @@ class Dialer:
             raise UnknownName(str(error)) from error
         dial = Dial(secrets.token_bytes(DIAL_ID_SIZE), target, caller, started)
         try:
-            stream = await self._dial(dial, wait, self._timeout if timeout is None else timeout)
+            with self._admission.dial(target, caller):
+                stream = await self._dial(dial, wait, self._timeout if timeout is None else timeout)
         except DialError as error:
             logger.info("%s failed: %s", dial, error)
             self._plugins.dial_finished(dial.finished(error))
@@ -195,14 +206,23 @@ class Dialer:
     async def _open(self, dial: Dial, candidate: Candidate[Session], timeout: float) -> Stream:
         session = candidate.session
         started = time.monotonic()
+        room = self._admission.opening(
+            dial.target,
+            session.session_id,
+            open_to_agent=session.streams,
+            open_in_all=len(self._streams),
+        )
         try:
-            stream, dial.parked = await session.open(
-                candidate.port,
-                dial.dial_id,
-                timeout=timeout,
-                extra={"whip": dial},
-                on_finished=lambda stream: self._closed(dial, candidate, stream),
-            )
+            with room:
+                stream, dial.parked = await session.open(
+                    candidate.port,
+                    dial.dial_id,
+                    timeout=timeout,
+                    extra={"whip": dial},
+                    on_finished=lambda stream: self._closed(dial, candidate, stream),
+                )
+        except Busy:
+            raise
         except TimeoutError as error:
             raise DialTimeout(
                 f"{dial.target}: no answer from agent {session.name} within {timeout:.1f} s"

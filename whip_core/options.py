@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import resource
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -124,6 +126,7 @@ def was_given(name: str) -> bool:
 
 def run(main: Coroutine[Any, Any, None], log_level: str) -> None:
     """Run a command's coroutine to its end; a failure is one line and exit status 1."""
+    allow_many_files()
     try:
         with asyncio.Runner(loop_factory=_new_loop) as runner:
             runner.run(main)
@@ -133,6 +136,13 @@ def run(main: Coroutine[Any, Any, None], log_level: str) -> None:
         if log_level == "debug":
             raise
         raise Failure(str(error)) from error
+
+
+def allow_many_files() -> None:
+    """Have the most open files that we may: a stream takes two, and 1024 is a usual limit."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # some systems promise more than they give
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

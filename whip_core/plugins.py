@@ -10,7 +10,14 @@ from typing import Any
 import pluggy
 
 from whip_core import hookspecs
-from whip_core.agents import AgentView, DialFinished, Peer, Registration, StreamClosed
+from whip_core.agents import (
+    AgentView,
+    DialFinished,
+    Peer,
+    Refusal,
+    Registration,
+    StreamClosed,
+)
 from whip_core.caller import Caller
 from whip_core.errors import DialError, SettingsError
 from whip_core.names import Target
@@ -83,6 +90,12 @@ class Plugins:
 
     def agent_left(self, agent: AgentView, reason: str) -> None:
         self._notify("whip_agent_left", agent=agent, reason=reason)
+
+    def name_taken_over(self, agent: AgentView, by: AgentView) -> None:
+        self._notify("whip_name_taken_over", agent=agent, by=by)
+
+    def refused(self, refusal: Refusal) -> None:
+        self._notify("whip_refused", refusal=refusal)
 
     def round_trip(self, agent: AgentView, seconds: float) -> None:
         self._notify("whip_round_trip", agent=agent, seconds=seconds)

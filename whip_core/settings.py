@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from whip_core.errors import SettingsError
+from whip_core.limits import Limits
 
 DIAL_TIMEOUT = 10.0
 """Seconds a whole dial may take, the waiting for an agent to appear not counted."""
@@ -15,7 +16,7 @@ PING_INTERVAL = 20.0
 PROBE_TIMEOUT = 2.0
 """Seconds the holder of a name has to answer when another agent claims it."""
 HANDSHAKE_TIMEOUT = 10.0
-"""Seconds a peer on the reverse port has for its TLS handshake."""
+"""Seconds a peer on either port has for its TLS handshake, and an agent to register."""
 PREAMBLE_TIMEOUT = 5.0
 """Seconds a peer on the reverse port has, once connected, to say who it is."""
 
@@ -58,6 +59,7 @@ class BrokerSettings:
     probe_timeout: float = PROBE_TIMEOUT
     handshake_timeout: float = HANDSHAKE_TIMEOUT
     preamble_timeout: float = PREAMBLE_TIMEOUT
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         if self.tls is None and self.listen_host is not None:

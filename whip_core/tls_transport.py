@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 import ssl
 from collections.abc import Callable
 from typing import Any, cast
@@ -136,6 +135,11 @@ class _Wire(asyncio.BufferedProtocol):
         loop = asyncio.get_running_loop()
         self._deadline = loop.call_later(self._handshake_timeout, self._too_late)
         self._shake_hands()
+
+    @property
+    def plain(self) -> asyncio.Transport | None:
+        """What it runs on; None as long as it is not connected."""
+        return getattr(self, "transport", None)
 
     def get_buffer(self, sizehint: int) -> bytearray:
         return _received
@@ -322,37 +326,32 @@ class _Wire(asyncio.BufferedProtocol):
             self._drain = None
 
 
-async def serve(
-    factory: Callable[[], asyncio.Protocol],
-    sock: socket.socket,
-    context: ssl.SSLContext,
-    *,
-    handshake_timeout: float,
-    on_failure: Callable[[tuple[str, int], Exception], None],
-    backlog: int = 100,
-) -> asyncio.Server:
-    """A server on the bound `sock` that puts TLS under `factory`'s protocols.
+class Accepting(_Wire):
+    """TLS under `protocol` for a connection that was accepted: the protocol of its socket.
 
-    `on_failure` is told of peers (host, port) whose handshake failed, and why.
+    `on_failure` is told of the peer (host, port) if its handshake fails, and why.
     """
 
-    def accept() -> asyncio.BaseProtocol:
+    def __init__(
+        self,
+        protocol: asyncio.Protocol,
+        context: ssl.SSLContext,
+        *,
+        handshake_timeout: float,
+        on_failure: Callable[[tuple[str, int], Exception], None],
+    ) -> None:
         def ended(error: Exception | None) -> None:
             if error is not None:
-                on_failure(peer_address(wire.transport), error)
+                on_failure(peer_address(self.transport), error)
 
-        wire = _Wire(
-            factory(),
+        super().__init__(
+            protocol,
             context,
             server_side=True,
             server_hostname=None,
             handshake_timeout=handshake_timeout,
             on_handshake=ended,
         )
-        return wire
-
-    loop = asyncio.get_running_loop()
-    return await loop.create_server(accept, sock=sock, backlog=backlog)
 
 
 async def connect(
