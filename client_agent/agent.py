@@ -12,6 +12,8 @@ from client_agent.endpoints import Address, Endpoint
 from client_agent.reconcile import reconcile
 from client_agent.settings import AgentSettings
 from client_agent.worker import Worker
+from whip_core.certificates import Role
+from whip_core.credentials import Credentials
 from whip_core.metrics import AgentMetrics
 from whip_core.tasks import TaskSet
 
@@ -34,6 +36,7 @@ class Agent:
         self._runs: dict[Address, asyncio.Task[None]] = {}
         self._found: dict[Endpoint, frozenset[Address]] = {}
         self._tasks = TaskSet()
+        self._credentials: Credentials | None = None
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
 
@@ -43,7 +46,14 @@ class Agent:
         return [address for address, worker in self._workers.items() if worker.live]
 
     async def run(self) -> None:
-        """Serve. After `stop` it drains, within the settings' time, and returns."""
+        """Serve. After `stop` it drains, within the settings' time, and returns.
+
+        Raises `SettingsError` if the TLS files cannot be used.
+        """
+        files = self.settings.tls
+        if files is not None:
+            self._credentials = Credentials(files, Role.AGENT, self.metrics.certificate_expires)
+            self._tasks.spawn(self._credentials.watch(), "watch TLS files")
         self._found = {endpoint: frozenset() for endpoint in self.settings.endpoints}
         try:
             following = [
@@ -88,7 +98,15 @@ class Agent:
         change = reconcile(self._found, self._owners)
         for address, endpoint in change.join.items():
             logger.info("joining the broker at %s (%s)", address, endpoint)
-            worker = Worker(self.settings, address, endpoint, self, self.metrics, self._instance_id)
+            worker = Worker(
+                self.settings,
+                address,
+                endpoint,
+                self,
+                self.metrics,
+                self._instance_id,
+                self._credentials,
+            )
             self._workers[address] = worker
             self._owners[address] = endpoint
             self._runs[address] = self._tasks.spawn(worker.run(), f"broker {address}")

@@ -14,7 +14,7 @@ from client_agent.agent import Agent
 from client_agent.endpoints import Endpoint
 from client_agent.exposure import parse_exposure
 from client_agent.settings import DRAIN_TIMEOUT, MAX_BROKERS, AgentSettings
-from whip_core.certificates import check_files, dns_pattern, expires_at
+from whip_core.certificates import Role, check_files, dns_pattern
 from whip_core.errors import SettingsError
 from whip_core.metrics import listen_address, serve
 from whip_core.names import AgentName, check_labels
@@ -78,18 +78,18 @@ def client(
     tls_key_path: str | None,
     tls_cert_path: str | None,
     tls_ca_cert_path: str | None,
+    tls_crl_path: str | None,
     allow_plaintext: bool,
 ) -> None:
     """Register this host's service at every broker behind each ENDPOINT (host:port)."""
     set_up_logging(log_level)
-    files = tls_files(tls, tls_key_path, tls_cert_path, tls_ca_cert_path)
+    files = tls_files(tls, tls_key_path, tls_cert_path, tls_ca_cert_path, tls_crl_path)
     try:
         listen_address(metrics_listen)
         if not math.isfinite(drain_timeout):
             raise SettingsError(f"--drain-timeout: {drain_timeout} is not a number of seconds")
         if files is not None:
-            for warning in check_files(files):
-                logger.warning(warning)
+            check_files(files, Role.AGENT)
         settings = AgentSettings(
             name=_name(hostname or socket.gethostname(), domain),
             exposure=parse_exposure(ports),
@@ -108,8 +108,6 @@ def client(
 
 async def _serve(settings: AgentSettings, metrics_listen: str, chosen: bool) -> None:
     agent = Agent(settings)
-    if settings.tls is not None:
-        agent.metrics.certificate_expires(expires_at(settings.tls.cert.read_bytes()))
     loop = asyncio.get_running_loop()
     this = asyncio.current_task()
     assert this is not None

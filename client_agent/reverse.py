@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from typing import TypeVar
 
 from whip_core import preamble, tls_transport
@@ -22,10 +23,17 @@ Connection = TypeVar("Connection", FramedConnection, RawConnection)
 
 
 class ReverseConnector:
-    """Opens reverse connections to one broker, which is known as `endpoint_name`."""
+    """Opens reverse connections to one broker, which is known as `endpoint_name`.
+
+    `context` gives the TLS context for a new connection; None means plaintext.
+    """
 
     def __init__(
-        self, context: ssl.SSLContext | None, endpoint_name: str, *, allow_plaintext: bool
+        self,
+        context: Callable[[], ssl.SSLContext] | None,
+        endpoint_name: str,
+        *,
+        allow_plaintext: bool,
     ) -> None:
         self._context = context
         self._endpoint_name = endpoint_name
@@ -80,7 +88,7 @@ class ReverseConnector:
     ) -> asyncio.Transport:
         if self._context is not None:
             return await tls_transport.connect(
-                connection, host, port, self._context, handshake_timeout=CONNECT_TIMEOUT
+                connection, host, port, self._context(), handshake_timeout=CONNECT_TIMEOUT
             )
         loop = asyncio.get_running_loop()
         transport, _ = await loop.create_connection(lambda: connection, host, port)

@@ -14,10 +14,10 @@ from client_agent.reach import Reach
 from client_agent.reverse import ReverseConnector
 from client_agent.session import BrokerSession
 from client_agent.settings import AgentSettings
+from whip_core.credentials import Credentials
 from whip_core.errors import RemoteProtocolError, SettingsError
 from whip_core.metrics import AgentMetrics
 from whip_core.settings import require_plaintext_allowed
-from whip_core.tls import client_context, grpc_channel_credentials
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ class Worker:
         brokers: Brokers,
         metrics: AgentMetrics,
         instance_id: str,
+        credentials: Credentials | None,
         backoff: Callable[[], Backoff] = Backoff,
     ) -> None:
         self.address = address
@@ -70,6 +71,7 @@ class Worker:
         self._brokers = brokers
         self._metrics = metrics
         self._instance_id = instance_id
+        self._credentials = credentials
         self._backoff = backoff()
         self._trouble = ""
         self._draining = False
@@ -112,16 +114,16 @@ class Worker:
 
     async def _serve_once(self) -> None:
         """One session, from connecting to the end of its control stream, which it raises."""
-        files = self._settings.tls
-        if files is None:
+        tls = self._credentials
+        if tls is None:
             require_plaintext_allowed("connect to", self.address.ip, self._settings.allow_plaintext)
         tls_name = self._endpoint.tls_name
         connector = ReverseConnector(
-            client_context(files) if files else None,
+            tls.client_context if tls else None,
             tls_name,
             allow_plaintext=self._settings.allow_plaintext,
         )
-        credentials = grpc_channel_credentials(files) if files else None
+        credentials = tls.grpc_channel() if tls else None
         async with ControlClient(self.address, tls_name, credentials) as client:
             session = BrokerSession(
                 self._settings,

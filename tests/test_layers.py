@@ -28,13 +28,13 @@ LAYERS = {
     },
     1: {  # state, no I/O
         "whip_core": "admission authorization certificates channel control_state control_wire"
-        " frames parking pickers pki preamble rare_log registry",
+        " frames parking pickers pki preamble rare_log registry revocation",
         "client_agent": "backoff reach reconcile",
     },
     2: {  # async I/O
-        "whip_core": "acceptor awaited control_server drain forward framed heartbeat outbox"
-        " parked_pool raw relay reverse_listener session sockets stream stream_reader tasks tls"
-        " tls_transport",
+        "whip_core": "acceptor awaited control_server credentials drain forward framed heartbeat"
+        " outbox parked_pool raw relay reverse_listener session sockets stream stream_reader tasks"
+        " tls tls_transport",
         "client_agent": "control_client discovery local parker reverse",
     },
     3: {  # assembly
@@ -57,8 +57,8 @@ GENERATED = "whip_core.wire"
 
 # What both ends of the tunnel need: all that the agent may know of whip_core.
 SHARED_WITH_THE_AGENT = (
-    "certificates channel control control_state control_wire errors framed frames metrics names"
-    " options outbox parking preamble raw relay settings tasks tls tls_transport"
+    "certificates channel control control_state control_wire credentials errors framed frames"
+    " metrics names options outbox parking preamble raw relay settings tasks tls tls_transport"
 )
 # These could be lifted out of the project nearly as they are.
 AGENT_LOGIC = {

@@ -116,13 +116,13 @@ def _check(chosen: dict[str, Any], host: str) -> None:
     _mitmproxy_tools()
     from whip_addon.door import server_context as door_context
     from whip_core import Broker
-    from whip_core.certificates import check_files
+    from whip_core.certificates import Role, check_files
 
     try:
         checked = settings.read(chosen, settings.by_flag)
         Broker(checked.broker)
         if checked.broker.tls is not None:
-            check_files(checked.broker.tls)
+            check_files(checked.broker.tls, Role.BROKER)
         door_context(checked.door)
     except SettingsError as error:
         raise click.UsageError(str(error)) from error

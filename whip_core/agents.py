@@ -45,6 +45,17 @@ class Registration:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerCertificate:
+    """What there is to know of a peer's certificate after its names."""
+
+    issuer: str
+    """The subject of the CA that issued it."""
+    serial: int
+    expires_at: float
+    """Wall clock, seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
 class Peer:
     """Who a connection comes from: its address, and the names its certificate proves.
 
@@ -53,6 +64,7 @@ class Peer:
 
     address: tuple[str, int]
     certificate_names: tuple[str, ...] | None
+    certificate: PeerCertificate | None = None
 
 
 @dataclass(frozen=True, slots=True)

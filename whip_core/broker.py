@@ -19,8 +19,9 @@ from whip_core.agents import AgentView, Peer, Refusal, Registration
 from whip_core.authorization import CertificateCoversName
 from whip_core.awaited import Awaited
 from whip_core.caller import NOBODY, Caller
-from whip_core.certificates import check_files, expires_at
+from whip_core.certificates import Role
 from whip_core.control_server import ControlServer, ControlStream
+from whip_core.credentials import Credentials
 from whip_core.dialer import Dialer
 from whip_core.errors import RegistrationError, RemoteProtocolError
 from whip_core.forward import ForwardSpec, forwarding
@@ -35,7 +36,7 @@ from whip_core.reverse_listener import Arrival, ReverseListener
 from whip_core.session import Session
 from whip_core.stream import Stream
 from whip_core.stream_reader import BrokenLastReader
-from whip_core.tls import grpc_server_credentials, server_context
+from whip_core.tasks import TaskSet
 
 logger = logging.getLogger(__name__)
 
@@ -76,23 +77,23 @@ class Broker:
         self._sessions_by_id: dict[str, Session] = {}
         self._admission = Admission(settings.limits)
         self._dialer = Dialer(self._registry, self.plugins, settings.dial_timeout, self._admission)
+        self._credentials: Credentials | None = None
+        self._tasks = TaskSet()
         self._stack = contextlib.AsyncExitStack()
         self.metrics.watch_parked(self._parked_by_domain)
 
     async def __aenter__(self) -> Broker:
         files = self.settings.tls
         if files is not None:
-            for warning in check_files(files):
-                logger.warning(warning)
-            self.metrics.certificate_expires(expires_at(files.cert.read_bytes()))
-        context = server_context(files) if files else None
+            self._credentials = Credentials(files, Role.BROKER, self.metrics.certificate_expires)
+        credentials = self._credentials
         async with contextlib.AsyncExitStack() as stack:
             self._reverse = await stack.enter_async_context(
                 ReverseListener(
                     self._welcome,
                     self.settings.listen_hosts,
                     self.settings.tcp_listen_port,
-                    (lambda: context) if context else None,
+                    credentials.server_context if credentials else None,
                     handshake_timeout=self.settings.handshake_timeout,
                     preamble_timeout=self.settings.preamble_timeout,
                     limits=self.settings.limits,
@@ -104,12 +105,14 @@ class Broker:
                     self,
                     self.settings.listen_hosts,
                     self.settings.grpc_listen_port,
-                    grpc_server_credentials(files) if files else None,
+                    credentials.grpc_server() if credentials else None,
                     register_timeout=self.settings.handshake_timeout,
                     limits=self.settings.limits,
                 )
             )
             self._stack = stack.pop_all()
+        if credentials is not None:
+            self._tasks.spawn(credentials.watch(self._end_unbelieved), "watch TLS files")
         self._dialer.closed = False
         logger.info(
             "broker %s: agents register at port %d and connect back to %s:%d%s",
@@ -133,6 +136,7 @@ class Broker:
         for session in self._registry:
             self._end(session, RegistrationError("the broker is shutting down", code="closing"))
         self._dialer.cut()
+        await self._tasks.cancel_all()
         await self._stack.aclose()
 
     @property
@@ -253,6 +257,8 @@ class Broker:
                 raise RegistrationError(
                     "you are registered here by another address", code="already-registered"
                 )
+        if (problem := self._certificate_problem(stream.peer)) is not None:
+            raise RegistrationError(f"{registration.name} refused: {problem}", code="certificate")
         veto = await self.plugins.veto_of_agent(registration, stream.peer)
         if veto is not None:
             raise RegistrationError(f"{registration.name} refused: {veto}", code="not-authorized")
@@ -335,6 +341,16 @@ class Broker:
 
     def left(self, session: Session, reason: str) -> None:
         self._end(session, None, reason)
+
+    def _certificate_problem(self, peer: Peer) -> str | None:
+        return self._credentials.problem(peer.certificate) if self._credentials else None
+
+    def _end_unbelieved(self) -> None:
+        """End the sessions whose certificate has expired or was revoked meanwhile."""
+        for session in self._registry:
+            if (problem := self._certificate_problem(session.peer)) is not None:
+                logger.warning("the session of agent %s is ended: %s", session.name, problem)
+                self._end(session, RegistrationError(problem, code="certificate"))
 
     def refused(self, peer: Peer, name: str, why: RegistrationError) -> None:
         if why.code == "already-registered":

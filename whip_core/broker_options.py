@@ -71,6 +71,8 @@ BROKER_OPTIONS: tuple[Option, ...] = (
     setting("--tls-cert-path", OPTIONAL_TEXT, None, "Our certificate (PEM)."),
     setting("--tls-ca-cert-path", OPTIONAL_TEXT, None,
             "The CA that the agents' certificates must be from (PEM)."),
+    setting("--tls-crl-path", OPTIONAL_TEXT, None,
+            "Revocation lists of the CA, one of each if there are several (PEM)."),
     setting("--allow-plaintext", bool, False, "Let --tls=false leave this machine."),
     setting("--domain", TEXTS, [],
             "A domain that always belongs to whip, whether it has an agent or not (repeatable).",
@@ -105,6 +107,7 @@ OF_ALL_COMMANDS = frozenset(
     for name in (
         *("metrics_listen", "allow_plaintext"),
         *("tls", "tls_key_path", "tls_cert_path", "tls_ca_cert_path"),
+        "tls_crl_path",
     )
 )
 """What `whip_core.options.common_options` declares for every long-running command."""
@@ -206,7 +209,8 @@ def _tls_files(values: Mapping[str, Any], spell: Callable[[str], str]) -> TLSFil
             f"TLS is on, so give {', '.join(missing)} (`whip pki --help` makes certificates), "
             f"or set {spell('whip_tls')}=false on loopback"
         )
-    return TLSFiles.of(*(values[name] for name in names))
+    key, cert, ca = (values[name] for name in names)
+    return TLSFiles.of(key, cert, ca, values["whip_tls_crl_path"])
 
 
 def _domains(values: Mapping[str, Any], spell: Callable[[str], str]) -> tuple[str, ...]:

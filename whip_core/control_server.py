@@ -15,7 +15,7 @@ import grpc.aio
 
 from whip_core import control
 from whip_core.agents import Peer
-from whip_core.certificates import certificate_names_pem
+from whip_core.certificates import certificate_names_pem, peer_certificate_pem
 from whip_core.channel import KEEPALIVE_OPTIONS
 from whip_core.control_wire import (
     METHOD,
@@ -44,6 +44,7 @@ _STATUS = {
     "replaced": grpc.StatusCode.ABORTED,
     "unresponsive": grpc.StatusCode.ABORTED,
     "already-registered": grpc.StatusCode.ABORTED,
+    "certificate": grpc.StatusCode.PERMISSION_DENIED,
     "closing": grpc.StatusCode.UNAVAILABLE,
     "agents": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "agents-per-identity": grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -80,7 +81,7 @@ class ControlStream:
             asyncio.get_running_loop().create_future()
         )
         self.claimed = ""
-        self.peer = Peer(_address(context.peer()), _certificate_names(context))
+        self.peer = _peer(context)
 
     def send(self, message: control.BrokerMessage) -> None:
         """Queue a message. Never blocks; an agent that does not read is given up."""
@@ -277,10 +278,14 @@ def _address(peer: str) -> tuple[str, int]:
     return host.strip("[]"), int(port) if port.isdigit() else 0
 
 
-def _certificate_names(context: grpc.aio.ServicerContext[Any, Any]) -> tuple[str, ...] | None:
+def _peer(context: grpc.aio.ServicerContext[Any, Any]) -> Peer:
+    address = _address(context.peer())
     shown = context.auth_context().get("x509_pem_cert")
+    if not shown:
+        return Peer(address, None)
+    pem = bytes(next(iter(shown)))
     try:
-        return certificate_names_pem(bytes(next(iter(shown)))) if shown else None
+        return Peer(address, certificate_names_pem(pem), peer_certificate_pem(pem))
     except ValueError as error:
         logger.warning("an agent's certificate cannot be read: %s", error)
-        return ()
+        return Peer(address, ())

@@ -8,7 +8,6 @@ import logging
 import resource
 import sys
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -74,6 +73,11 @@ def common_options(metrics_listen: str) -> Callable[[Command], Command]:
                     help="The CA that the other end's certificate must be from (PEM).",
                 ),
                 option(
+                    "--tls-crl-path",
+                    type=click.Path(),
+                    help="Revocation lists of the CA, one of each if there are several (PEM).",
+                ),
+                option(
                     "--allow-plaintext",
                     type=bool,
                     default=False,
@@ -87,7 +91,9 @@ def common_options(metrics_listen: str) -> Callable[[Command], Command]:
     return decorate
 
 
-def tls_files(tls: bool, key: str | None, cert: str | None, ca: str | None) -> TLSFiles | None:
+def tls_files(
+    tls: bool, key: str | None, cert: str | None, ca: str | None, crl: str | None = None
+) -> TLSFiles | None:
     """The three TLS options as one value; raises `click.UsageError` if one is missing."""
     if not tls:
         return None
@@ -105,7 +111,7 @@ def tls_files(tls: bool, key: str | None, cert: str | None, ca: str | None) -> T
             f"TLS is on, so give {', '.join(missing)} "
             "(`whip pki --help` makes certificates), or say --tls=false on loopback"
         )
-    return TLSFiles.of(Path(key), Path(cert), Path(ca))
+    return TLSFiles.of(key, cert, ca, crl)
 
 
 def set_up_logging(level: str) -> None:

@@ -23,15 +23,26 @@ PREAMBLE_TIMEOUT = 5.0
 
 @dataclass(frozen=True, slots=True)
 class TLSFiles:
-    """Paths of PEM files: our key, our certificate chain, the CA that peers must be from."""
+    """Paths of PEM files: our key, our certificate chain, the CA that peers must be from.
+
+    `crl`, if given, holds a revocation list of each CA.
+    """
 
     key: Path
     cert: Path
     ca: Path
+    crl: Path | None = None
 
     @classmethod
-    def of(cls, key: str | Path, cert: str | Path, ca: str | Path) -> TLSFiles:
-        return cls(Path(key).expanduser(), Path(cert).expanduser(), Path(ca).expanduser())
+    def of(
+        cls, key: str | Path, cert: str | Path, ca: str | Path, crl: str | Path | None = None
+    ) -> TLSFiles:
+        return cls(
+            Path(key).expanduser(),
+            Path(cert).expanduser(),
+            Path(ca).expanduser(),
+            Path(crl).expanduser() if crl else None,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
