@@ -13,7 +13,7 @@ import click
 from client_agent.agent import Agent
 from client_agent.endpoints import Endpoint
 from client_agent.exposure import parse_exposure
-from client_agent.settings import DRAIN_TIMEOUT, MAX_BROKERS, AgentSettings
+from client_agent.settings import MAX_BROKERS, AgentSettings
 from whip_core.certificates import Role, check_files, dns_pattern
 from whip_core.errors import SettingsError
 from whip_core.metrics import listen_address, serve
@@ -26,6 +26,7 @@ from whip_core.options import (
     tls_files,
     was_given,
 )
+from whip_core.settings import DRAIN_TIMEOUT
 
 logger = logging.getLogger(__name__)
 

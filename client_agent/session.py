@@ -131,6 +131,8 @@ class BrokerSession:
                 self._asked_to_connect(message)
             case control.Park(connections):
                 self._parker.aim(0 if self.draining else connections)
+            case control.Draining(reason):
+                logger.info("the broker takes no more agents: %s", reason)
             case _:
                 pass
         if first and self._control.state is not State.ENDED:

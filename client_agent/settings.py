@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from client_agent.endpoints import Endpoint
 from client_agent.exposure import Exposure
 from whip_core.names import AgentName
-from whip_core.settings import TLSFiles, require_plaintext_allowed
+from whip_core.settings import DRAIN_TIMEOUT, TLSFiles, require_plaintext_allowed
 
-DRAIN_TIMEOUT = 30.0
-"""Seconds that streams have to finish when the agent is told to stop."""
 MAX_BROKERS = 100
 """Addresses of one endpoint that are joined: past a few dozen brokers an agent holds streams
 to some of them only (DESIGN §11), and a forged answer must not make us call the whole world."""

@@ -74,6 +74,12 @@ class FakeBroker:
         await self.may_close.wait()
         self.is_open = False
 
+    def begin_drain(self) -> None:
+        pass
+
+    async def drain(self, timeout: float) -> None:
+        pass
+
     def routes(self, host: str) -> bool:
         name = host.lower().removesuffix(".")
         return name in self.services or name in self.known

@@ -34,6 +34,7 @@ from whip_addon.callers import Callers
 from whip_addon.counting import Counting, Counts
 from whip_addon.dialing import Dialer, Dials, Rules
 from whip_addon.door import Door
+from whip_addon.draining import Draining, on_sigterm
 from whip_addon.ending import end_clients
 from whip_addon.forwarded import Forwarded
 from whip_addon.guard import Guard
@@ -62,6 +63,8 @@ class RunningBroker(Dials, Protocol):
     def reverse_port(self) -> int: ...
     @property
     def metrics(self) -> Any: ...
+    def begin_drain(self) -> None: ...
+    async def drain(self, timeout: float) -> None: ...
     def forwarding(
         self, spec: ForwardSpec, *, wait: float
     ) -> AbstractAsyncContextManager[object]: ...
@@ -113,6 +116,7 @@ class WhipAddon:
         callers = Callers(self._request_id_header)
         self._broken = BrokenStreams()
         self._dialer = Dialer(self._ready, self._rules, callers, self._broken)
+        self._draining = Draining(self._dialer.agent_leaves)
         self._door = Door(callers.prove_names)
         self.addons: list[object] = [
             Guard(lambda: self._fault, self._way, self._dialer.has_dialled),
@@ -123,6 +127,7 @@ class WhipAddon:
             Streaming(),
             Forwarded(self._routes),
             self._broken,
+            self._draining,
             Counting(self._counts),
         ]
         if self._is_second:
@@ -170,8 +175,28 @@ class WhipAddon:
             self._fail(str(error))
             return None
         _warn_if_open()
+        on_sigterm(self._told_to_stop)
         self._life = self._tasks.spawn(self._live(self._settings, WhipAddon._ending), "whip")
         return _Set(self._started)
+
+    def _told_to_stop(self) -> None:
+        """The first SIGTERM drains, the second ends at once."""
+        if self._broker is None or self._settings is None or self._draining.begun:
+            ctx.master.shutdown()
+            return
+        timeout = self._settings.broker.drain_timeout
+        logger.info("stopping: requests have %g s to finish", timeout)
+        self._broker.begin_drain()
+        self._tasks.spawn(self._drain(self._broker, timeout), "drain")
+
+    async def _drain(self, broker: RunningBroker, timeout: float) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        try:
+            await self._draining.drain(timeout)
+            await broker.drain(max(0.0, deadline - loop.time()))
+        finally:
+            ctx.master.shutdown()
 
     def done(self) -> Awaitable[None] | None:
         if self._is_second:

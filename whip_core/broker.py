@@ -78,6 +78,7 @@ class Broker:
         self._admission = Admission(settings.limits)
         self._dialer = Dialer(self._registry, self.plugins, settings.dial_timeout, self._admission)
         self._credentials: Credentials | None = None
+        self._stopping = asyncio.Event()
         self._tasks = TaskSet()
         self._stack = contextlib.AsyncExitStack()
         self.metrics.watch_parked(self._parked_by_domain)
@@ -138,6 +139,27 @@ class Broker:
         self._dialer.cut()
         await self._tasks.cancel_all()
         await self._stack.aclose()
+
+    def begin_drain(self) -> None:
+        """Take no more agents or forwarded connections, and say so to the agents there are.
+
+        Dials go on, for those who have still something to finish.
+        """
+        if self._stopping.is_set():
+            return
+        self._stopping.set()
+        for session in self._registry:
+            if session.speaks_frames:
+                session.send(control.Draining("the broker is stopping"))
+
+    async def drain(self, timeout: float) -> None:
+        """`begin_drain`, then wait until no stream is open, at most `timeout` seconds."""
+        self.begin_drain()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._dialer.wait_quiet()
+        except TimeoutError:
+            logger.warning("some streams did not finish within %g s and are cut", timeout)
 
     @property
     def control_port(self) -> int:
@@ -244,12 +266,14 @@ class Broker:
                 target.name, target.port, caller=caller, wait=wait, timeout=None
             )
 
-        return forwarding(spec, dial)
+        return forwarding(spec, dial, self._stopping)
 
     # Agents: what the control server asks (`control_server.ControlHandler`)
 
     async def register(self, stream: ControlStream, message: control.Register) -> Session:
         registration = _checked(message)
+        if self._stopping.is_set():
+            raise RegistrationError("the broker is stopping", code="closing")
         if self.broker_id in message.held_brokers:
             held = self._registry.get(registration.name.full)
             if held is not None and held.instance_id == registration.instance_id:

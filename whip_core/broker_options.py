@@ -17,6 +17,7 @@ from whip_core.names import normalize
 from whip_core.options import option
 from whip_core.settings import (
     DIAL_TIMEOUT,
+    DRAIN_TIMEOUT,
     HANDSHAKE_TIMEOUT,
     PREAMBLE_TIMEOUT,
     BrokerSettings,
@@ -96,6 +97,9 @@ BROKER_OPTIONS: tuple[Option, ...] = (
     )),
     setting("--max-dial-rate", str, f"{limits.DIAL_RATE:g}",
             "Dials a second for one caller; 0: no limit.", "RATE"),
+    setting("--drain-timeout", str, f"{DRAIN_TIMEOUT:g}",
+            "Seconds that streams have to finish after SIGTERM; a second one goes at once.",
+            "SECONDS"),
     setting("--picker", str, "random", "How one of a domain's agents is picked."),
     setting("--plugin", TEXTS, [], "A module, or a file, with plugin hooks (repeatable).",
             name="plugins"),
@@ -183,6 +187,7 @@ def read_broker(values: Mapping[str, Any], spell: Callable[[str], str] = by_name
         dial_timeout=read_seconds(values, "whip_dial_timeout", spell, least=0.001),
         handshake_timeout=read_seconds(values, "whip_handshake_timeout", spell, least=0.001),
         preamble_timeout=read_seconds(values, "whip_preamble_timeout", spell, least=0.001),
+        drain_timeout=read_seconds(values, "whip_drain_timeout", spell),
         limits=_limits(values, spell),
     )
 

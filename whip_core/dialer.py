@@ -53,6 +53,11 @@ class Dial:
         asked_by = f" (request {self.caller.request_id})" if self.caller.request_id else ""
         return f"dial {self.dial_id.hex()[:8]} {self.target}{asked_by}"
 
+    @property
+    def agent_leaves(self) -> bool:
+        """Whether its agent takes no more dials, and waits for its streams to end."""
+        return self.candidate is not None and self.candidate.session.draining
+
     def finished(self, error: DialError | None) -> DialFinished:
         return DialFinished(
             dial_id=self.dial_id.hex(),
@@ -84,6 +89,7 @@ class Dialer:
         self._timeout = timeout
         self._changed = asyncio.Event()
         self._streams: set[Stream] = set()
+        self._quiet = asyncio.Event()
         self.closed = True
         """Whether the broker is not open (yet, or any more)."""
 
@@ -91,6 +97,12 @@ class Dialer:
         """Wake the dials that wait for an agent to appear."""
         self._changed.set()
         self._changed = asyncio.Event()
+
+    async def wait_quiet(self) -> None:
+        """Wait until no stream is open."""
+        while self._streams:
+            self._quiet.clear()
+            await self._quiet.wait()
 
     def cut(self) -> None:
         """Break every stream that is open: who reads one is told that it is incomplete."""
@@ -243,6 +255,8 @@ class Dialer:
         session = candidate.session
         session.streams -= 1
         self._streams.discard(stream)
+        if not self._streams:
+            self._quiet.set()
         assert stream.cause is not None
         seconds = time.monotonic() - dial.started
         logger.info(

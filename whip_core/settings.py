@@ -11,6 +11,8 @@ from whip_core.limits import Limits
 
 DIAL_TIMEOUT = 10.0
 """Seconds a whole dial may take, the waiting for an agent to appear not counted."""
+DRAIN_TIMEOUT = 30.0
+"""Seconds that streams have to finish when an agent or a broker is told to stop."""
 PING_INTERVAL = 20.0
 """Seconds between two round-trip measurements of one agent."""
 PROBE_TIMEOUT = 2.0
@@ -70,6 +72,7 @@ class BrokerSettings:
     probe_timeout: float = PROBE_TIMEOUT
     handshake_timeout: float = HANDSHAKE_TIMEOUT
     preamble_timeout: float = PREAMBLE_TIMEOUT
+    drain_timeout: float = DRAIN_TIMEOUT
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
