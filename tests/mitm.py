@@ -77,6 +77,9 @@ class FakeBroker:
     def begin_drain(self) -> None:
         pass
 
+    def reopen_logs(self) -> None:
+        pass
+
     async def drain(self, timeout: float) -> None:
         pass
 

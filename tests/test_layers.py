@@ -38,7 +38,7 @@ LAYERS = {
         "client_agent": "control_client discovery local parker reverse",
     },
     3: {  # assembly
-        "whip_core": "__init__ broker broker_options cli commands.__init__ commands.* dialer"
+        "whip_core": "__init__ audit broker broker_options cli commands.__init__ commands.* dialer"
         " metrics options plugin_files plugins testing.__init__ testing.*",
         "client_agent": "__init__ agent command session worker",
         "whip_addon": "__init__ *",

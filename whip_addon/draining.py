@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -106,12 +105,12 @@ class Draining:
                     end.handler.cancel("the proxy is stopping")
 
 
-def on_sigterm(call: Callable[[], None]) -> None:
-    """Have `call` called on each SIGTERM in the place of mitmproxy's own, sudden end.
+def on_signal(number: int, call: Callable[[], None]) -> None:
+    """Have `call` called on each such signal: SIGTERM ends mitmproxy at once by itself.
 
     Does nothing where this loop has no signals (mitmproxy in a thread, in a test).
     """
     try:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, call)
+        asyncio.get_running_loop().add_signal_handler(number, call)
     except (NotImplementedError, ValueError, RuntimeError):
         logger.debug("this event loop has no signals")

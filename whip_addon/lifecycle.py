@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
@@ -34,7 +35,7 @@ from whip_addon.callers import Callers
 from whip_addon.counting import Counting, Counts
 from whip_addon.dialing import Dialer, Dials, Rules
 from whip_addon.door import Door
-from whip_addon.draining import Draining, on_sigterm
+from whip_addon.draining import Draining, on_signal
 from whip_addon.ending import end_clients
 from whip_addon.forwarded import Forwarded
 from whip_addon.guard import Guard
@@ -64,6 +65,7 @@ class RunningBroker(Dials, Protocol):
     @property
     def metrics(self) -> Any: ...
     def begin_drain(self) -> None: ...
+    def reopen_logs(self) -> None: ...
     async def drain(self, timeout: float) -> None: ...
     def forwarding(
         self, spec: ForwardSpec, *, wait: float
@@ -175,7 +177,8 @@ class WhipAddon:
             self._fail(str(error))
             return None
         _warn_if_open()
-        on_sigterm(self._told_to_stop)
+        on_signal(signal.SIGTERM, self._told_to_stop)
+        on_signal(signal.SIGHUP, self._told_to_reopen)
         self._life = self._tasks.spawn(self._live(self._settings, WhipAddon._ending), "whip")
         return _Set(self._started)
 
@@ -188,6 +191,10 @@ class WhipAddon:
         logger.info("stopping: requests have %g s to finish", timeout)
         self._broker.begin_drain()
         self._tasks.spawn(self._drain(self._broker, timeout), "drain")
+
+    def _told_to_reopen(self) -> None:
+        if self._broker is not None:
+            self._broker.reopen_logs()
 
     async def _drain(self, broker: RunningBroker, timeout: float) -> None:
         loop = asyncio.get_running_loop()

@@ -16,6 +16,7 @@ from typing import TypeVar
 from whip_core import control, settings
 from whip_core.admission import Admission
 from whip_core.agents import AgentView, Peer, Refusal, Registration
+from whip_core.audit import AuditLog
 from whip_core.authorization import CertificateCoversName
 from whip_core.awaited import Awaited
 from whip_core.caller import NOBODY, Caller
@@ -70,6 +71,9 @@ class Broker:
         self.plugins = Plugins(
             [make_picker(settings.picker), CertificateCoversName(), self.metrics, *plugins]
         )
+        self._audit_log = AuditLog(settings.audit_log) if settings.audit_log else None
+        if self._audit_log is not None:
+            self.plugins.register(self._audit_log)
         self._domains = tuple(normalize(domain) for domain in settings.domains)
         self._registry: Registry[Session] = Registry()
         self._awaited: Awaited[Session] = Awaited()
@@ -89,6 +93,9 @@ class Broker:
             self._credentials = Credentials(files, Role.BROKER, self.metrics.certificate_expires)
         credentials = self._credentials
         async with contextlib.AsyncExitStack() as stack:
+            if self._audit_log is not None:
+                self._audit_log.start()
+                stack.callback(self._audit_log.close)
             self._reverse = await stack.enter_async_context(
                 ReverseListener(
                     self._welcome,
@@ -139,6 +146,11 @@ class Broker:
         self._dialer.cut()
         await self._tasks.cancel_all()
         await self._stack.aclose()
+
+    def reopen_logs(self) -> None:
+        """Write the audit log to a new file of its name, as the old one was moved away."""
+        if self._audit_log is not None:
+            self._audit_log.reopen()
 
     def begin_drain(self) -> None:
         """Take no more agents or forwarded connections, and say so to the agents there are.

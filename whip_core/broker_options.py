@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from whip_core import limits
@@ -100,6 +101,9 @@ BROKER_OPTIONS: tuple[Option, ...] = (
     setting("--drain-timeout", str, f"{DRAIN_TIMEOUT:g}",
             "Seconds that streams have to finish after SIGTERM; a second one goes at once.",
             "SECONDS"),
+    setting("--audit-log", OPTIONAL_TEXT, None,
+            "A file for one JSON line for each registration, refusal and dial; SIGHUP reopens it.",
+            "FILE"),
     setting("--picker", str, "random", "How one of a domain's agents is picked."),
     setting("--plugin", TEXTS, [], "A module, or a file, with plugin hooks (repeatable).",
             name="plugins"),
@@ -188,6 +192,7 @@ def read_broker(values: Mapping[str, Any], spell: Callable[[str], str] = by_name
         handshake_timeout=read_seconds(values, "whip_handshake_timeout", spell, least=0.001),
         preamble_timeout=read_seconds(values, "whip_preamble_timeout", spell, least=0.001),
         drain_timeout=read_seconds(values, "whip_drain_timeout", spell),
+        audit_log=Path(log).expanduser() if (log := values["whip_audit_log"]) else None,
         limits=_limits(values, spell),
     )
 

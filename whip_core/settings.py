@@ -73,6 +73,7 @@ class BrokerSettings:
     handshake_timeout: float = HANDSHAKE_TIMEOUT
     preamble_timeout: float = PREAMBLE_TIMEOUT
     drain_timeout: float = DRAIN_TIMEOUT
+    audit_log: Path | None = None
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:

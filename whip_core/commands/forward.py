@@ -58,6 +58,7 @@ async def _serve(broker: Broker, specs: list[ForwardSpec], wait: float, listen: 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told)
+    loop.add_signal_handler(signal.SIGHUP, broker.reopen_logs)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(broker)
         stack.enter_context(
