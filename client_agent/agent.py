@@ -81,6 +81,12 @@ class Agent:
     # Endpoints
 
     async def _follow(self, endpoint: Endpoint) -> None:
+        egress = self.settings.egress
+        if egress is not None and not endpoint.srv and egress.carries(endpoint.host):
+            # Its name may mean something to the proxy only.
+            self._found[endpoint] = frozenset({Address(endpoint.host, endpoint.port)})
+            self._reconcile()
+            return
         async with aclosing(Discovery(endpoint, self._resolvers).watch()) as found:
             async for addresses in found:
                 self._found[endpoint] = self._bounded(endpoint, addresses)

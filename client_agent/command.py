@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import signal
 import socket
 
 import click
 
 from client_agent.agent import Agent
+from client_agent.egress import egress_of
 from client_agent.endpoints import Endpoint
 from client_agent.exposure import parse_exposure
 from client_agent.settings import MAX_BROKERS, AgentSettings
@@ -58,6 +60,12 @@ logger = logging.getLogger(__name__)
     "the endpoint's own and the one each broker tells; repeatable.",
 )
 @option(
+    "--egress-proxy",
+    metavar="URL",
+    help="Reach brokers through this proxy: http://[user:password@]host:port or socks5://… "
+    "Without it, HTTPS_PROXY and NO_PROXY count; empty: no proxy.",
+)
+@option(
     "--max-brokers",
     type=click.IntRange(min=1),
     default=MAX_BROKERS,
@@ -72,6 +80,7 @@ def client(
     label: tuple[str, ...],
     drain_timeout: float,
     reverse_host: tuple[str, ...],
+    egress_proxy: str | None,
     max_brokers: int,
     log_level: str,
     metrics_listen: str,
@@ -100,6 +109,7 @@ def client(
             labels=_labels(label),
             drain_timeout=drain_timeout,
             reverse_hosts=_patterns(reverse_host),
+            egress=egress_of(egress_proxy, os.environ),
             max_brokers=max_brokers,
         )
     except SettingsError as error:

@@ -7,6 +7,8 @@ import ssl
 from collections.abc import Callable
 from typing import TypeVar
 
+from client_agent import egress_tunnel
+from client_agent.egress import EgressProxy
 from whip_core import preamble, tls_transport
 from whip_core.certificates import proves_host
 from whip_core.errors import AgentGone
@@ -34,10 +36,12 @@ class ReverseConnector:
         endpoint_name: str,
         *,
         allow_plaintext: bool,
+        egress: EgressProxy | None = None,
     ) -> None:
         self._context = context
         self._endpoint_name = endpoint_name
         self._allow_plaintext = allow_plaintext
+        self._egress = egress
 
     async def open(
         self,
@@ -86,10 +90,21 @@ class ReverseConnector:
     async def _connect(
         self, connection: FramedConnection | RawConnection, host: str, port: int
     ) -> asyncio.Transport:
+        sock = None
+        if self._egress is not None and self._egress.carries(host):
+            sock = await egress_tunnel.connect(self._egress, host, port)
         if self._context is not None:
             return await tls_transport.connect(
-                connection, host, port, self._context(), handshake_timeout=CONNECT_TIMEOUT
+                connection,
+                host,
+                port,
+                self._context(),
+                handshake_timeout=CONNECT_TIMEOUT,
+                sock=sock,
             )
         loop = asyncio.get_running_loop()
-        transport, _ = await loop.create_connection(lambda: connection, host, port)
+        if sock is not None:
+            transport, _ = await loop.create_connection(lambda: connection, sock=sock)
+        else:
+            transport, _ = await loop.create_connection(lambda: connection, host, port)
         return transport

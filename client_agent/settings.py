@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from client_agent.egress import EgressProxy
 from client_agent.endpoints import Endpoint
 from client_agent.exposure import Exposure
 from whip_core.names import AgentName
@@ -26,6 +27,8 @@ class AgentSettings:
     drain_timeout: float = DRAIN_TIMEOUT
     reverse_hosts: tuple[str, ...] = ()
     """Hosts (`*.name` for one label) that brokers may have us connect back to besides theirs."""
+    egress: EgressProxy | None = None
+    """The proxy that connections to brokers go through, as far as it carries them."""
     max_brokers: int = MAX_BROKERS
 
     def __post_init__(self) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 from client_agent.backoff import Backoff
 from client_agent.control_client import ControlClient, ControlClosed
+from client_agent.egress_tunnel import Bridge
 from client_agent.endpoints import Address, Endpoint
 from client_agent.reach import Reach
 from client_agent.reverse import ReverseConnector
@@ -122,9 +124,13 @@ class Worker:
             tls.client_context if tls else None,
             tls_name,
             allow_plaintext=self._settings.allow_plaintext,
+            egress=self._settings.egress,
         )
         credentials = tls.grpc_channel() if tls else None
-        async with ControlClient(self.address, tls_name, credentials) as client:
+        async with (
+            self._way_out() as target,
+            ControlClient(self.address, tls_name, credentials, target=target) as client,
+        ):
             session = BrokerSession(
                 self._settings,
                 client,
@@ -144,6 +150,25 @@ class Worker:
             finally:
                 self._client = None
                 self._ended(session)
+
+    @asynccontextmanager
+    async def _way_out(self) -> AsyncIterator[str | None]:
+        """Where gRPC connects to instead of the address, if it has to go through a proxy.
+
+        What the proxy says takes the place of what gRPC makes of it.
+        """
+        egress = self._settings.egress
+        if egress is None or not egress.carries(self.address.ip):
+            yield None
+            return
+        async with Bridge(egress, self.address.ip, self.address.port) as bridge:
+            try:
+                yield bridge.target
+            except ControlClosed as closed:
+                if bridge.failure is None:
+                    raise
+                why = f"last error: {self.address}: {bridge.failure}"
+                raise ControlClosed(closed.status, why) from closed
 
     def _registered(self, session: BrokerSession) -> None:
         self.live = session

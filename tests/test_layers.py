@@ -24,7 +24,7 @@ LAYERS = {
     0: {  # values
         "whip_core": "agents caller control errors hookspecs limits names settings"
         " wire.__init__ wire.*",
-        "client_agent": "endpoints exposure settings",
+        "client_agent": "egress endpoints exposure settings",
     },
     1: {  # state, no I/O
         "whip_core": "admission authorization certificates channel control_state control_wire"
@@ -35,7 +35,7 @@ LAYERS = {
         "whip_core": "acceptor awaited control_server credentials drain forward framed heartbeat"
         " outbox parked_pool raw relay reverse_listener session sockets stream stream_reader tasks"
         " tls tls_transport",
-        "client_agent": "control_client discovery local parker reverse",
+        "client_agent": "control_client discovery egress_tunnel local parker reverse",
     },
     3: {  # assembly
         "whip_core": "__init__ audit broker broker_options cli commands.__init__ commands.* dialer"

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import ssl
 from collections.abc import Callable
 from typing import Any, cast
@@ -361,8 +362,11 @@ async def connect(
     context: ssl.SSLContext,
     *,
     handshake_timeout: float,
+    sock: socket.socket | None = None,
 ) -> asyncio.Transport:
     """Connect `protocol` to `host:port` over TLS; gives its transport.
+
+    A `sock` is connected already, by way of a proxy.
 
     Raises `OSError` (`ssl.SSLError` is one). Who the peer is beyond having a certificate
     from the context's CA is for the caller to check.
@@ -386,7 +390,10 @@ async def connect(
         handshake_timeout=handshake_timeout,
         on_handshake=ended,
     )
-    plain, _ = await loop.create_connection(lambda: wire, host, port)
+    if sock is not None:
+        plain, _ = await loop.create_connection(lambda: wire, sock=sock)
+    else:
+        plain, _ = await loop.create_connection(lambda: wire, host, port)
     try:
         await done
     except BaseException:
