@@ -13,11 +13,12 @@ from client_agent.control_client import ControlClient
 from client_agent.exposure import Backend, TCPBackend
 from client_agent.parker import Parker
 from client_agent.plugins import AgentPlugins
+from client_agent.reach import Reach
 from client_agent.reverse import ReverseConnector
 from client_agent.settings import AgentSettings
 from whip_core import control
 from whip_core.control_state import AGENT_SIDE, ControlState, State
-from whip_core.errors import ServiceRefused, WhipError
+from whip_core.errors import AgentGone, ServiceRefused, WhipError
 from whip_core.framed import FramedConnection
 from whip_core.frames import FailureCode, OpenRequested, Role
 from whip_core.metrics import AgentMetrics
@@ -43,6 +44,7 @@ class BrokerSession:
         metrics: AgentMetrics,
         plugins: AgentPlugins,
         *,
+        reach: Reach,
         instance_id: str,
         on_registered: Callable[[BrokerSession], None],
     ) -> None:
@@ -51,6 +53,7 @@ class BrokerSession:
         self._connector = connector
         self._metrics = metrics
         self._plugins = plugins
+        self._reach = reach
         self._instance_id = instance_id
         self._on_registered = on_registered
         self._control = ControlState(AGENT_SIDE)
@@ -122,6 +125,7 @@ class BrokerSession:
         match message:
             case control.Registered():
                 self.registered = message
+                self._reach.tell(message.reverse_host, message.reverse_port)
             case control.AlreadyRegistered(broker_id):
                 self.duplicate_of = broker_id
             case control.Ping(sequence, ping_timestamp):
@@ -130,6 +134,8 @@ class BrokerSession:
                 self._asked_to_connect(message)
             case control.Park(connections):
                 self._parker.aim(0 if self.draining else connections)
+            case control.Draining(reason):
+                logger.info("the broker takes no more agents: %s", reason)
             case _:
                 pass
         if first and self._control.state is not State.ENDED:
@@ -145,15 +151,13 @@ class BrokerSession:
         self._tasks.spawn(answer(request), f"connect {request.connection_id[:8]}")
 
     def _refusal(self, request: control.Connect) -> str | None:
-        if not (request.host and 1 <= request.port <= 65535):
-            return f"{request.host}:{request.port} is no place to connect to"
         if request.local_port not in self._settings.exposure:
             return f"this agent does not expose port {request.local_port}"
         if self.draining:
             return "this agent is draining"
         if len(self._tasks) >= MAX_OPENING:
             return f"{len(self._tasks)} connections are being opened already"
-        return None
+        return self._reach.refusal(request.host, request.port)
 
     # Brokers of ours: reverse connections speak frames
 
@@ -161,13 +165,14 @@ class BrokerSession:
         try:
             await self._connect_back(request.host, request.port, request.connection_id)
         except WhipError as error:
-            self._failed(request.connection_id, error)
+            self._failed(request, error)
 
     async def _park_one(self) -> FramedConnection:
         assert self.registered is not None
-        return await self._connect_back(
-            self.registered.reverse_host, self.registered.reverse_port, ""
-        )
+        host, port = self.registered.reverse_host, self.registered.reverse_port
+        if refusal := self._reach.refusal(host, port):
+            raise AgentGone(f"the broker has us connect back to {host}:{port}, but {refusal}")
+        return await self._connect_back(host, port, "")
 
     async def _connect_back(self, host: str, port: int, connection_id: str) -> FramedConnection:
         assert self.registered is not None
@@ -246,7 +251,7 @@ class BrokerSession:
             backend = self._backend(request.local_port, request.connection_id)
             side = await local.connect(backend)
         except ServiceRefused as error:
-            self._failed(request.connection_id, error)
+            self._failed(request, error)
             return
         raw = RawConnection(
             request.connection_id, extra={}, on_finished=lambda _: self._raw.discard(raw)
@@ -257,7 +262,7 @@ class BrokerSession:
             )
         except WhipError as error:
             _drop(side)
-            self._failed(request.connection_id, error)
+            self._failed(request, error)
             return
         except asyncio.CancelledError:
             _drop(side)
@@ -268,9 +273,15 @@ class BrokerSession:
         raw.stream.attach(tunnel)
         self._relay(request.connection_id[:8], request.local_port, backend, tunnel, side)
 
-    def _failed(self, connection_id: str, error: Exception) -> None:
-        logger.warning("dial %s: %s", connection_id[:8], error)
-        self._client.send(control.ConnectFailed(connection_id, str(error)))
+    def _failed(self, request: control.Connect, error: Exception) -> None:
+        """Tell why, but not what we saw at a host that the broker alone has named."""
+        logger.warning("dial %s: %s", request.connection_id[:8], error)
+        told = str(error)
+        if isinstance(error, AgentGone) and not self._reach.is_own(request.host):
+            told = (
+                f"the agent cannot connect back to {request.host}:{request.port}; its log says why"
+            )
+        self._client.send(control.ConnectFailed(request.connection_id, told))
 
     # Both
 
