@@ -18,7 +18,8 @@ from client_agent.exposure import parse_exposure
 from client_agent.settings import DRAIN_TIMEOUT, AgentSettings
 from whip_core.certificates import check_files, expires_at
 from whip_core.errors import SettingsError
-from whip_core.metrics import listen_address, serve
+from whip_core.metrics import exposition
+from whip_core.monitor import listen_address, pages, serving
 from whip_core.names import AgentName, check_labels
 from whip_core.options import (
     common_options,
@@ -28,6 +29,7 @@ from whip_core.options import (
     tls_files,
     was_given,
 )
+from whip_core.routes import Routes
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +112,10 @@ async def _serve(settings: AgentSettings, metrics_listen: str, chosen: bool) -> 
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    with serve(metrics_listen, agent.metrics.registry, chosen=chosen):
+    site = Routes(
+        pages(lambda accept: exposition(agent.metrics.registry, accept), agent.why_not_ready)
+    )
+    async with serving(metrics_listen, site, chosen=chosen):
         try:
             await agent.run()
         except asyncio.CancelledError:

@@ -26,18 +26,20 @@ LAYERS = {
         "client_agent": "endpoints exposure settings",
     },
     1: {  # state, no I/O
-        "whip_core": "authorization certificates channel control_state control_wire frames parking"
-        " pickers pki preamble registry",
+        "whip_core": "activity agent_table authorization certificates channel control_state"
+        " control_wire frames parking pickers pki preamble registry routes",
         "client_agent": "backoff reconcile",
     },
     2: {  # async I/O
-        "whip_core": "awaited control_server drain forward framed heartbeat outbox parked_pool raw"
-        " relay reverse_listener session sockets stream stream_reader tasks tls tls_transport",
+        "whip_core": "awaited control_server control_socket drain forward framed heartbeat outbox"
+        " parked_pool raw relay reverse_listener session sockets stream stream_reader tasks tls"
+        " tls_transport web",
         "client_agent": "control_client discovery local parker reverse",
     },
     3: {  # assembly
-        "whip_core": "__init__ broker broker_options cli commands.__init__ commands.* dialer"
-        " metrics options plugin_files plugins testing.__init__ testing.*",
+        "whip_core": "__init__ broker broker_options cli commands.__init__ commands.* control_call"
+        " dialer metrics monitor operating options plugin_files plugins status testing.__init__"
+        " testing.*",
         "client_agent": "__init__ agent command session worker",
         "whip_addon": "__init__ *",
     },
@@ -48,6 +50,7 @@ NOT_BELOW_LAYER_2 = ("asyncio", "grpc", "socket", "ssl")
 # One module knows how it is used, all others use that module.
 ALONE = {
     "google.protobuf": "whip_core.control_wire",
+    "h11": "whip_core.web",
     "prometheus_client": "whip_core.metrics",
     "whip_core.wire": "whip_core.control_wire",
 }
@@ -55,8 +58,8 @@ GENERATED = "whip_core.wire"
 
 # What both ends of the tunnel need: all that the agent may know of whip_core.
 SHARED_WITH_THE_AGENT = (
-    "certificates channel control control_state control_wire errors framed frames metrics names"
-    " options outbox parking preamble raw relay settings tasks tls tls_transport"
+    "certificates channel control control_state control_wire errors framed frames metrics monitor"
+    " names options outbox parking preamble raw relay routes settings tasks tls tls_transport"
 )
 # These could be lifted out of the project nearly as they are.
 AGENT_LOGIC = {

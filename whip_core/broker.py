@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from whip_core import control, settings
+from whip_core.activity import Activity
 from whip_core.agents import AgentView, Registration
 from whip_core.authorization import CertificateCoversName
 from whip_core.awaited import Awaited
@@ -21,7 +22,7 @@ from whip_core.caller import NOBODY, Caller
 from whip_core.certificates import check_files, expires_at
 from whip_core.control_server import ControlServer, ControlStream
 from whip_core.dialer import Dialer
-from whip_core.errors import RegistrationError, RemoteProtocolError
+from whip_core.errors import RegistrationError, RemoteProtocolError, UnknownName
 from whip_core.forward import ForwardSpec, forwarding
 from whip_core.metrics import BrokerMetrics
 from whip_core.names import AgentName, Target, check_labels, check_port, is_within, normalize
@@ -64,9 +65,9 @@ class Broker:
         self.settings = settings
         self.broker_id = secrets.token_hex(8)
         self.metrics = BrokerMetrics()
-        self.plugins = Plugins(
-            [make_picker(settings.picker), CertificateCoversName(), self.metrics, *plugins]
-        )
+        self.activity = Activity()
+        built_in = (CertificateCoversName(), self.metrics, self.activity)
+        self.plugins = Plugins([make_picker(settings.picker), *built_in, *plugins])
         self._domains = tuple(normalize(domain) for domain in settings.domains)
         self._registry: Registry[Session] = Registry()
         self._awaited: Awaited[Session] = Awaited()
@@ -145,6 +146,27 @@ class Broker:
     def agents(self) -> list[AgentView]:
         """Every registered agent, as it is now."""
         return [session.view() for session in self._registry]
+
+    def running_bytes(self) -> dict[str, tuple[int, int]]:
+        """To and from each agent, by its full name, in the streams that are open."""
+        return self._dialer.running_bytes()
+
+    def kick(self, name: str) -> None:
+        """End an agent's session: its name is free, streams that run may finish.
+
+        The agent is told and may come back. Raises `UnknownName` if nobody has the name.
+        """
+        try:
+            session = self._registry.get(normalize(name))
+        except ValueError as error:
+            raise UnknownName(str(error)) from error
+        if session is None:
+            raise UnknownName(f"no agent is registered as {normalize(name)}")
+        self._end(session, RegistrationError("ended by the operator", code="kicked"))
+
+    def why_not_ready(self) -> str | None:
+        """None while agents can register and be dialled."""
+        return "the broker does not listen" if self._dialer.closed else None
 
     def _parked_by_domain(self) -> dict[str, int]:
         parked: dict[str, int] = {}
