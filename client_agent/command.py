@@ -30,6 +30,7 @@ from whip_core.options import (
     was_given,
 )
 from whip_core.routes import Routes
+from whip_core.systemd import Notifier, notifying
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +109,7 @@ async def _serve(settings: AgentSettings, metrics_listen: str, chosen: bool) -> 
         if interrupted:
             this.cancel()
         interrupted = True
+        Notifier().tell("STOPPING=1")
         agent.stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -115,7 +117,10 @@ async def _serve(settings: AgentSettings, metrics_listen: str, chosen: bool) -> 
     site = Routes(
         pages(lambda accept: exposition(agent.metrics.registry, accept), agent.why_not_ready)
     )
-    async with serving(metrics_listen, site, chosen=chosen):
+    async with (
+        serving(metrics_listen, site, chosen=chosen),
+        notifying(agent.why_not_ready),
+    ):
         try:
             await agent.run()
         except asyncio.CancelledError:

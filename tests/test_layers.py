@@ -32,8 +32,8 @@ LAYERS = {
     },
     2: {  # async I/O
         "whip_core": "awaited control_server control_socket drain forward framed heartbeat outbox"
-        " parked_pool raw relay reverse_listener session sockets stream stream_reader tasks tls"
-        " tls_transport web",
+        " parked_pool raw relay reverse_listener session sockets stream stream_reader systemd tasks"
+        " tls tls_transport web",
         "client_agent": "control_client discovery local parker reverse",
     },
     3: {  # assembly
@@ -59,7 +59,8 @@ GENERATED = "whip_core.wire"
 # What both ends of the tunnel need: all that the agent may know of whip_core.
 SHARED_WITH_THE_AGENT = (
     "certificates channel control control_state control_wire errors framed frames metrics monitor"
-    " names options outbox parking preamble raw relay routes settings tasks tls tls_transport"
+    " names options outbox parking preamble raw relay routes settings systemd tasks tls"
+    " tls_transport"
 )
 # These could be lifted out of the project nearly as they are.
 AGENT_LOGIC = {

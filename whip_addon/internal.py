@@ -36,6 +36,7 @@ class _Named(asyncio.StreamWriter):
     def __init__(self, writer: asyncio.StreamWriter, reader: asyncio.StreamReader) -> None:
         transport: Any = writer.transport
         super().__init__(transport, transport.get_protocol(), reader, asyncio.get_running_loop())
+        self._first = writer  # it would close the transport if it were let go
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         if name in ("peername", "sockname"):

@@ -1,4 +1,4 @@
-"""What runs beside a broker for its operator: the metrics port and the control socket."""
+"""What runs beside a broker for its operator: the metrics port, the control socket, systemd."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from whip_core import control_socket, monitor
 from whip_core.errors import SettingsError
 from whip_core.status import Status, Watched
+from whip_core.systemd import notifying
 from whip_core.web import WebServer
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,9 @@ async def operating(broker: Watched, listening: Listening) -> AsyncIterator[WebS
         await stack.enter_async_context(
             _control_socket(status, broker.control_port, listening.control_socket)
         )
-        yield await stack.enter_async_context(WebServer(status.routes()))
+        page = await stack.enter_async_context(WebServer(status.routes()))
+        await stack.enter_async_context(notifying(broker.why_not_ready))
+        yield page
 
 
 @asynccontextmanager

@@ -300,6 +300,7 @@ def known_host_only(listen_host: str) -> Callable[[Request], Response | None]:
             return None
         host = request.headers.get("host", "").strip().lower()
         name = host.rpartition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
+        name = name.removesuffix(".")
         if name in (INTERNAL_HOST, listen_host.lower()) or is_loopback(name):
             return None
         return Response.error(
