@@ -20,16 +20,18 @@ SHOWN = 256
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """An agent, and what goes through it. Bytes since it registered, round trips in seconds."""
+    """An agent, and the bytes that went through it since it registered."""
 
     agent: AgentView
     broker: str
-    round_trips: tuple[float, ...] = ()
     to_agent: int = 0
     from_agent: int = 0
 
-    def as_dict(self) -> dict[str, Any]:
-        """What JSON has of it. Texts hold no control characters, and have an end."""
+    def as_dict(self, round_trips: Iterable[float] = ()) -> dict[str, Any]:
+        """What JSON has of it, with its last round trips, in seconds.
+
+        Texts hold no control characters, and have an end.
+        """
         agent = self.agent
         found = {
             "name": agent.name.full,
@@ -37,12 +39,12 @@ class Row:
             "domain": agent.name.domain,
             "labels": {
                 printable(key, SHOWN): printable(value, SHOWN)
-                for key, value in agent.labels.items()
+                for key, value in sorted(agent.labels.items())
             },
             "ports": list(agent.ports),
             "address": agent.address[0],
             "round_trip_ms": _milliseconds(agent.round_trip),
-            "round_trips_ms": [_milliseconds(seconds) for seconds in self.round_trips],
+            "round_trips_ms": [_milliseconds(seconds) for seconds in round_trips],
             "streams": agent.streams,
             "parked": agent.parked,
             "bytes_to_agent": self.to_agent,

@@ -79,6 +79,7 @@ class Status:
         self._started = time.time()
         self._listeners = 0
         self._rows: tuple[float, list[Row]] = (-TICK, [])
+        self._looked_at = self._started
         self._certificates: tuple[object, list[dict[str, Any]]] = (None, [])
 
     def routes(self, listen_host: str = "127.0.0.1") -> Routes:
@@ -105,7 +106,8 @@ class Status:
 
     def agents(self, request: Request) -> Response:
         request.only(*Query.ARGUMENTS)
-        return Response.json(self._table(Query.parse(request.arguments)))
+        table = self._table(Query.parse(request.arguments))
+        return Response.json({"at": self._looked_at, **table})
 
     def events(self, request: Request) -> Response:
         request.only("kind", "after", "limit")
@@ -178,23 +180,18 @@ class Status:
         taken, rows = self._rows
         if now - taken < TICK / 2:
             return rows
-        broker = self._broker
+        broker, activity = self._broker, self._broker.activity
         running = broker.running_bytes()
         rows = []
         for agent in broker.agents:
             name = agent.name.full
-            finished = broker.activity.finished_bytes(name)
-            open_now = running.get(name, (0, 0))
-            rows.append(
-                Row(
-                    agent,
-                    broker.broker_id,
-                    broker.activity.round_trips(name),
-                    to_agent=finished[0] + open_now[0],
-                    from_agent=finished[1] + open_now[1],
-                )
-            )
+            to_agent, from_agent = activity.finished_bytes(name)
+            if name in running:
+                to_agent += running[name][0]
+                from_agent += running[name][1]
+            rows.append(Row(agent, broker.broker_id, to_agent, from_agent))
         self._rows = (now, rows)
+        self._looked_at = round(time.time(), 3)
         return rows
 
     def _table(self, query: Query) -> dict[str, Any]:
@@ -204,7 +201,9 @@ class Status:
             "total": len(rows),
             "matching": matching,
             "offset": query.offset,
-            "agents": [row.as_dict() for row in page],
+            "agents": [
+                row.as_dict(self._broker.activity.round_trips(row.agent.name.full)) for row in page
+            ],
         }
 
     def _told(self, events: Collection[Any]) -> dict[str, Any]:

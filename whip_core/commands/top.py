@@ -58,25 +58,37 @@ CLEAR_BELOW = "\x1b[J"
 class Rates:
     """Bytes a second, from what two looks at the same agents tell."""
 
-    _before: dict[tuple[str, float], tuple[int, int]] = field(default_factory=dict)
     _at: float = 0.0
+    _counts: dict[tuple[str, float], tuple[int, int]] = field(default_factory=dict)
+    _rates: dict[tuple[str, float], tuple[int | None, int | None]] = field(default_factory=dict)
 
-    def add_to(self, agents: list[dict[str, Any]], now: float) -> None:
-        """Give each agent `rate_to_agent` and `rate_from_agent`; None at the first look."""
-        seconds = now - self._at
-        seen = {}
+    def add_to(self, agents: list[dict[str, Any]], at: float) -> None:
+        """Give each agent `rate_to_agent` and `rate_from_agent`; None at the first look.
+
+        `at` is when the broker looked, in seconds; for who asks soon again it is the same.
+        """
+        if at != self._at:
+            self._look(agents, at)
         for agent in agents:
-            key = (agent["name"], agent["since"])
-            counts = (agent["bytes_to_agent"], agent["bytes_from_agent"])
-            before = self._before.get(key)
-            for index, name in enumerate(("rate_to_agent", "rate_from_agent")):
-                agent[name] = (
-                    None
-                    if before is None or seconds <= 0
-                    else max(0, round((counts[index] - before[index]) / seconds))
+            rates = self._rates.get(_registration(agent), (None, None))
+            agent["rate_to_agent"], agent["rate_from_agent"] = rates
+
+    def _look(self, agents: list[dict[str, Any]], at: float) -> None:
+        seconds, before = at - self._at, self._counts
+        self._at, self._counts, self._rates = at, {}, {}
+        for agent in agents:
+            key = _registration(agent)
+            counts = self._counts[key] = (agent["bytes_to_agent"], agent["bytes_from_agent"])
+            if key in before and seconds > 0:
+                to_agent, from_agent = before[key]
+                self._rates[key] = (
+                    max(0, round((counts[0] - to_agent) / seconds)),
+                    max(0, round((counts[1] - from_agent) / seconds)),
                 )
-            seen[key] = counts
-        self._before, self._at = seen, now
+
+
+def _registration(agent: Agent) -> tuple[str, float]:
+    return agent["name"], agent["since"]
 
 
 def _rate(name: str) -> Column:
@@ -150,8 +162,8 @@ class _Watch:
         arguments = {"limit": str(limit)} if limit else {}
         state = control_call.get(path, "broker")
         table = control_call.get(path, "agents", search=self.search, sort=self.sort, **arguments)
-        self.rates.add_to(table["agents"], time.monotonic())
-        return {"at": round(time.time(), 3), "broker": state, **table}
+        self.rates.add_to(table["agents"], table["at"])
+        return {"broker": state, **table}
 
 
 def _looks(count: int | None) -> Iterable[int]:

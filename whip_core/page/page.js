@@ -191,7 +191,9 @@ function drawEvent(event) {
   else if (event.kind === "left") item.append(`${event.agent} left: ${event.reason}`);
   else if (event.kind === "dial") {
     const parked = event.parked ? "" : ", none was parked";
-    item.append(`${event.target} → ${event.agent} port ${event.port} in ${milliseconds(event.ms)}${parked}${asked}`);
+    const exactly = event.target === `${event.agent}:${event.port}`;
+    const reached = exactly ? "" : ` → ${event.agent} port ${event.port}`;
+    item.append(`${event.target}${reached} in ${milliseconds(event.ms)}${parked}${asked}`);
   } else {
     item.append(`${event.target}${asked} (${event.reason})`, element("span", event.error, "why"));
   }
