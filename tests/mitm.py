@@ -20,7 +20,8 @@ from prometheus_client import CollectorRegistry
 
 from programs import path_of
 from whip_addon.lifecycle import WhipAddon
-from whip_core.agents import RequestFinished
+from whip_core.activity import Activity
+from whip_core.agents import AgentView, RequestFinished
 from whip_core.caller import NOBODY, Caller
 from whip_core.errors import DialError, UnknownName
 from whip_core.plugin_sources import PluginOptions
@@ -50,10 +51,13 @@ class FakeBroker:
     metrics: Counts = field(default_factory=Counts)
     dials: list[tuple[str, int, Caller]] = field(default_factory=list)
     streams: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
-    settings: BrokerSettings | None = None
+    broker_id: str = "fake"
+    settings: BrokerSettings = field(default_factory=BrokerSettings)
     plugin_options: PluginOptions = field(default_factory=PluginOptions)
     addons: Sequence[tuple[str, object]] = ()
     """What its plugins bring for mitmproxy, with the plugins' names."""
+    activity: Activity = field(default_factory=Activity)
+    agents: list[AgentView] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
     on_enter: Callable[[], None] = lambda: None
     goes_by_caller: bool = False
@@ -90,6 +94,15 @@ class FakeBroker:
 
     async def drain(self, timeout: float) -> None:
         pass
+
+    def why_not_ready(self) -> str | None:
+        return None if self.is_open else "closed"
+
+    def running_bytes(self) -> dict[str, tuple[int, int]]:
+        return {}
+
+    def kick(self, name: str) -> None:
+        raise UnknownName(name)
 
     def routes(self, host: str) -> bool:
         name = host.lower().removesuffix(".")
@@ -182,6 +195,7 @@ async def proxy(
         "whip_external_tcp_address": "localhost",
         "whip_tls": False,
         "whip_metrics_listen": "",
+        "whip_control_socket": "",
     }
     master.options.update_defer(**defaults | options)
     running = asyncio.get_running_loop().create_task(master.run())

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from whip_core import control, settings
+from whip_core.activity import Activity
 from whip_core.admission import Admission
 from whip_core.agents import (
     AgentView,
@@ -32,7 +33,7 @@ from whip_core.certificates import Role
 from whip_core.control_server import ControlServer, ControlStream
 from whip_core.credentials import Credentials
 from whip_core.dialer import Dialer
-from whip_core.errors import RegistrationError, RemoteProtocolError, SettingsError
+from whip_core.errors import RegistrationError, RemoteProtocolError, SettingsError, UnknownName
 from whip_core.forward import ForwardSpec, forwarding
 from whip_core.metrics import BrokerMetrics
 from whip_core.names import AgentName, Target, check_labels, check_port, is_within, normalize
@@ -90,12 +91,14 @@ class Broker:
             rules.append(PolicyRules(_read_policy(settings.policy)))
         self._outliers = OutlierEjection(self._eject) if settings.outlier_ejection else None
         self._audit_log = AuditLog(settings.audit_log) if settings.audit_log else None
+        self.activity = Activity()
         self.plugins = Plugins(
             [
                 make_picker(settings.picker),
                 *rules,
                 *([self._outliers] if self._outliers else []),
                 self.metrics,
+                self.activity,
                 *([self._audit_log] if self._audit_log else []),
                 *plugins,
             ],
@@ -232,6 +235,27 @@ class Broker:
     def request_finished(self, request: RequestFinished) -> None:
         """Told by the proxy that this broker is in, for the plugins."""
         self.plugins.request_finished(request)
+
+    def running_bytes(self) -> dict[str, tuple[int, int]]:
+        """To and from each agent, by its full name, in the streams that are open."""
+        return self._dialer.running_bytes()
+
+    def kick(self, name: str) -> None:
+        """End an agent's session: its name is free, streams that run may finish.
+
+        The agent is told and may come back. Raises `UnknownName` if nobody has the name.
+        """
+        try:
+            session = self._registry.get(normalize(name))
+        except ValueError as error:
+            raise UnknownName(str(error)) from error
+        if session is None:
+            raise UnknownName(f"no agent is registered as {normalize(name)}")
+        self._end(session, RegistrationError("ended by the operator", code="kicked"))
+
+    def why_not_ready(self) -> str | None:
+        """None while agents can register and be dialled."""
+        return "the broker does not listen" if self._dialer.closed else None
 
     def _parked_by_domain(self) -> dict[str, int]:
         parked: dict[str, int] = {}

@@ -130,6 +130,8 @@ BROKER_OPTIONS: tuple[Option, ...] = (
             "PLUGIN.KEY=VALUE"),
     setting("--metrics-listen", OPTIONAL_TEXT, None,
             f"Where /metrics is served ({METRICS_LISTEN}); empty turns it off.", "HOST:PORT"),
+    setting("--control-socket", OPTIONAL_TEXT, None,
+            "The unix socket for `whip agents` and `whip top`; empty turns it off.", "PATH"),
 )  # fmt: skip
 OF_ALL_COMMANDS = frozenset(
     f"{PREFIX}{name}"
