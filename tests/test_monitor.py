@@ -234,7 +234,7 @@ def test_who_is_one_too_many_while_all_are_busy_is_told_so(
         await asyncio.Event().wait()
 
     async def main() -> None:
-        async with served(Routes({"/": lambda _: Response(endless())})) as address:
+        async with served(Routes({"/": lambda _: Response(endless(), is_endless=True)})) as address:
             _, writer = await opened(address)
             writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
             await asked.wait()
@@ -278,11 +278,32 @@ def test_a_listener_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatc
             dropped.set()
 
     async def main() -> None:
-        async with served(Routes({"/": lambda _: Response(flood())})) as address:
+        async with served(Routes({"/": lambda _: Response(flood(), is_endless=True)})) as address:
             _, writer = await opened(address)
             writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
             await dropped.wait()
             writer.close()
+
+    run(main())
+
+
+def test_a_listener_that_goes_is_noticed_before_there_is_anything_to_tell() -> None:
+    gone = asyncio.Event()
+
+    async def quiet() -> AsyncGenerator[bytes, None]:
+        yield b"first"
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            gone.set()
+
+    async def main() -> None:
+        async with served(Routes({"/": lambda _: Response(quiet(), is_endless=True)})) as address:
+            reader, writer = await opened(address)
+            writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await reader.readuntil(b"first")
+            writer.close()
+            await gone.wait()
 
     run(main())
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mitm import FakeBroker
 from tunnel import (
     Watch,
     agent_settings,
@@ -299,6 +300,21 @@ def test_five_thousand_agents_are_searched_sorted_and_given_in_pages() -> None:
     busiest = names(Query(sort="streams", descending=True, limit=3))
     assert busiest == ["i0006", "i0013", "i0020"]
     assert names(Query(sort="round_trip", limit=1)) == ["i0001"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 99, 100, 101, 1000])
+def test_many_agents_are_told_in_pieces_that_make_one_whole(count: int) -> None:
+    broker = FakeBroker(agents=[view(number) for number in range(count)])
+
+    async def main() -> None:
+        routes = status.Status(broker).routes()
+        async with serving("127.0.0.1:0", routes, chosen=True) as address:
+            told = (await ask(address or "", "/api/agents")).json
+            assert told["total"] == told["matching"] == count
+            names = [agent["name"] for agent in told["agents"]]
+            assert names == [f"i{number:04}.testdom" for number in range(count)]
+
+    run(main())
 
 
 def test_whether_an_agent_is_ejected_is_told_where_that_is_known() -> None:
