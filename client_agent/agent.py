@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections.abc import Sequence
 from contextlib import aclosing
 
 from client_agent.discovery import Discovery, Resolvers
 from client_agent.endpoints import Address, Endpoint
+from client_agent.plugins import AgentPlugins
 from client_agent.reconcile import reconcile
 from client_agent.settings import AgentSettings
 from client_agent.worker import Worker
+from whip_core.certificates import Role
+from whip_core.credentials import Credentials
 from whip_core.metrics import AgentMetrics
+from whip_core.plugin_settings import PluginSettings
 from whip_core.tasks import TaskSet
 
 logger = logging.getLogger(__name__)
@@ -21,12 +26,21 @@ logger = logging.getLogger(__name__)
 class Agent:
     """Exposes the settings' ports under the settings' name.
 
-    `run` until cancelled, or until `stop` has let the streams finish.
+    `run` until cancelled, or until `stop` has let the streams finish. `plugins` are objects
+    with hooks that an agent asks. Raises `SettingsError` for one that cannot be used.
     """
 
-    def __init__(self, settings: AgentSettings, *, resolvers: Resolvers | None = None) -> None:
+    def __init__(
+        self,
+        settings: AgentSettings,
+        *,
+        resolvers: Resolvers | None = None,
+        plugins: Sequence[object] = (),
+        plugin_settings: PluginSettings | None = None,
+    ) -> None:
         self.settings = settings
         self.metrics = AgentMetrics()
+        self.plugins = AgentPlugins(plugins, plugin_settings)
         self._resolvers = resolvers
         self._instance_id = secrets.token_hex(8)
         self._workers: dict[Address, Worker] = {}
@@ -34,6 +48,7 @@ class Agent:
         self._runs: dict[Address, asyncio.Task[None]] = {}
         self._found: dict[Endpoint, frozenset[Address]] = {}
         self._tasks = TaskSet()
+        self._credentials: Credentials | None = None
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
 
@@ -49,7 +64,15 @@ class Agent:
         return None if self.registered_at else "registered at no broker"
 
     async def run(self) -> None:
-        """Serve. After `stop` it drains, within the settings' time, and returns."""
+        """Serve. After `stop` it drains, within the settings' time, and returns.
+
+        Raises `SettingsError` if the TLS files cannot be used, or a plugin.
+        """
+        self.plugins.start(self.metrics.registry)
+        files = self.settings.tls
+        if files is not None:
+            self._credentials = Credentials(files, Role.AGENT, self.metrics.certificate_expires)
+            self._tasks.spawn(self._credentials.watch(), "watch TLS files")
         self._found = {endpoint: frozenset() for endpoint in self.settings.endpoints}
         try:
             following = [
@@ -77,16 +100,39 @@ class Agent:
     # Endpoints
 
     async def _follow(self, endpoint: Endpoint) -> None:
+        egress = self.settings.egress
+        if egress is not None and not endpoint.srv and egress.carries(endpoint.host):
+            # Its name may mean something to the proxy only.
+            self._found[endpoint] = frozenset({Address(endpoint.host, endpoint.port)})
+            self._reconcile()
+            return
         async with aclosing(Discovery(endpoint, self._resolvers).watch()) as found:
             async for addresses in found:
-                self._found[endpoint] = addresses
+                self._found[endpoint] = self._bounded(endpoint, addresses)
                 self._reconcile()
+
+    def _bounded(self, endpoint: Endpoint, found: frozenset[Address]) -> frozenset[Address]:
+        """As many as may be joined; those that are joined already come first."""
+        most = self.settings.max_brokers
+        if len(found) <= most:
+            return found
+        logger.warning("%s has %d addresses; only %d are joined", endpoint, len(found), most)
+        return frozenset(sorted(found, key=lambda each: (each not in self._owners, each))[:most])
 
     def _reconcile(self) -> None:
         change = reconcile(self._found, self._owners)
         for address, endpoint in change.join.items():
             logger.info("joining the broker at %s (%s)", address, endpoint)
-            worker = Worker(self.settings, address, endpoint, self, self.metrics, self._instance_id)
+            worker = Worker(
+                self.settings,
+                address,
+                endpoint,
+                self,
+                self.metrics,
+                self.plugins,
+                instance_id=self._instance_id,
+                credentials=self._credentials,
+            )
             self._workers[address] = worker
             self._owners[address] = endpoint
             self._runs[address] = self._tasks.spawn(worker.run(), f"broker {address}")

@@ -26,20 +26,29 @@ class ControlClosed(Exception):
 
 
 class ControlClient:
-    """An async context manager around one call. `tls_name` is what the broker must prove."""
+    """An async context manager around one call. `tls_name` is what the broker must prove.
+
+    `target`, in gRPC's notation, is connected to instead of the address.
+    """
 
     def __init__(
-        self, address: Address, tls_name: str, credentials: grpc.ChannelCredentials | None
+        self,
+        address: Address,
+        tls_name: str,
+        credentials: grpc.ChannelCredentials | None,
+        *,
+        target: str | None = None,
     ) -> None:
         self._address = address
         self._tls_name = tls_name
+        self._target = target
         self._credentials = credentials
         self._tasks = TaskSet()
         self._given_up = False
 
     async def __aenter__(self) -> ControlClient:
         family = "ipv6" if ":" in self._address.ip else "ipv4"
-        target = f"{family}:{self._address}"
+        target = self._target or f"{family}:{self._address}"
         options: list[tuple[str, Any]] = [
             *CHANNEL_OPTIONS,
             ("grpc.enable_http_proxy", 0),

@@ -10,13 +10,15 @@ from importlib.metadata import version
 
 from client_agent import local
 from client_agent.control_client import ControlClient
-from client_agent.exposure import TCPBackend
+from client_agent.exposure import Backend, TCPBackend
 from client_agent.parker import Parker
+from client_agent.plugins import AgentPlugins
+from client_agent.reach import Reach
 from client_agent.reverse import ReverseConnector
 from client_agent.settings import AgentSettings
 from whip_core import control
 from whip_core.control_state import AGENT_SIDE, ControlState, State
-from whip_core.errors import ServiceRefused, WhipError
+from whip_core.errors import AgentGone, ServiceRefused, WhipError
 from whip_core.framed import FramedConnection
 from whip_core.frames import FailureCode, OpenRequested, Role
 from whip_core.metrics import AgentMetrics
@@ -40,7 +42,9 @@ class BrokerSession:
         client: ControlClient,
         connector: ReverseConnector,
         metrics: AgentMetrics,
+        plugins: AgentPlugins,
         *,
+        reach: Reach,
         instance_id: str,
         on_registered: Callable[[BrokerSession], None],
     ) -> None:
@@ -48,6 +52,8 @@ class BrokerSession:
         self._client = client
         self._connector = connector
         self._metrics = metrics
+        self._plugins = plugins
+        self._reach = reach
         self._instance_id = instance_id
         self._on_registered = on_registered
         self._control = ControlState(AGENT_SIDE)
@@ -119,6 +125,7 @@ class BrokerSession:
         match message:
             case control.Registered():
                 self.registered = message
+                self._reach.tell(message.reverse_host, message.reverse_port)
             case control.AlreadyRegistered(broker_id):
                 self.duplicate_of = broker_id
             case control.Ping(sequence, ping_timestamp):
@@ -127,6 +134,8 @@ class BrokerSession:
                 self._asked_to_connect(message)
             case control.Park(connections):
                 self._parker.aim(0 if self.draining else connections)
+            case control.Draining(reason):
+                logger.info("the broker takes no more agents: %s", reason)
             case _:
                 pass
         if first and self._control.state is not State.ENDED:
@@ -142,15 +151,13 @@ class BrokerSession:
         self._tasks.spawn(answer(request), f"connect {request.connection_id[:8]}")
 
     def _refusal(self, request: control.Connect) -> str | None:
-        if not (request.host and 1 <= request.port <= 65535):
-            return f"{request.host}:{request.port} is no place to connect to"
         if request.local_port not in self._settings.exposure:
             return f"this agent does not expose port {request.local_port}"
         if self.draining:
             return "this agent is draining"
         if len(self._tasks) >= MAX_OPENING:
             return f"{len(self._tasks)} connections are being opened already"
-        return None
+        return self._reach.refusal(request.host, request.port)
 
     # Brokers of ours: reverse connections speak frames
 
@@ -158,13 +165,14 @@ class BrokerSession:
         try:
             await self._connect_back(request.host, request.port, request.connection_id)
         except WhipError as error:
-            self._failed(request.connection_id, error)
+            self._failed(request, error)
 
     async def _park_one(self) -> FramedConnection:
         assert self.registered is not None
-        return await self._connect_back(
-            self.registered.reverse_host, self.registered.reverse_port, ""
-        )
+        host, port = self.registered.reverse_host, self.registered.reverse_port
+        if refusal := self._reach.refusal(host, port):
+            raise AgentGone(f"the broker has us connect back to {host}:{port}, but {refusal}")
+        return await self._connect_back(host, port, "")
 
     async def _connect_back(self, host: str, port: int, connection_id: str) -> FramedConnection:
         assert self.registered is not None
@@ -197,8 +205,7 @@ class BrokerSession:
 
     async def _open(self, connection: FramedConnection, request: OpenRequested) -> None:
         dial = request.dial_id.hex()[:8]
-        backend = self._settings.exposure.get(request.port)
-        if backend is None:
+        if request.port not in self._settings.exposure:
             logger.warning("dial %s refused: port %d is not exposed", dial, request.port)
             connection.refuse(
                 FailureCode.PORT_NOT_EXPOSED, f"this agent does not expose port {request.port}"
@@ -208,6 +215,7 @@ class BrokerSession:
             connection.refuse(FailureCode.DRAINING, "this agent is draining")
             return
         try:
+            backend = self._backend(request.port, request.dial_id.hex())
             side = await local.connect(backend)
         except ServiceRefused as error:
             logger.warning("dial %s: %s", dial, error)
@@ -218,7 +226,7 @@ class BrokerSession:
             return
         tunnel = RelaySide()
         connection.accept(extra={}).attach(tunnel)
-        self._relay(dial, request.port, tunnel, side)
+        self._relay(dial, request.port, backend, tunnel, side)
 
     def _became_idle(self, connection: FramedConnection) -> None:
         if self.draining or self._control.state is State.ENDED:
@@ -240,9 +248,10 @@ class BrokerSession:
 
     async def _answer_old(self, request: control.Connect) -> None:
         try:
-            side = await local.connect(self._settings.exposure[request.local_port])
+            backend = self._backend(request.local_port, request.connection_id)
+            side = await local.connect(backend)
         except ServiceRefused as error:
-            self._failed(request.connection_id, error)
+            self._failed(request, error)
             return
         raw = RawConnection(
             request.connection_id, extra={}, on_finished=lambda _: self._raw.discard(raw)
@@ -253,7 +262,7 @@ class BrokerSession:
             )
         except WhipError as error:
             _drop(side)
-            self._failed(request.connection_id, error)
+            self._failed(request, error)
             return
         except asyncio.CancelledError:
             _drop(side)
@@ -262,18 +271,32 @@ class BrokerSession:
             self._raw.add(raw)
         tunnel = RelaySide()
         raw.stream.attach(tunnel)
-        self._relay(request.connection_id[:8], request.local_port, tunnel, side)
+        self._relay(request.connection_id[:8], request.local_port, backend, tunnel, side)
 
-    def _failed(self, connection_id: str, error: Exception) -> None:
-        logger.warning("dial %s: %s", connection_id[:8], error)
-        self._client.send(control.ConnectFailed(connection_id, str(error)))
+    def _failed(self, request: control.Connect, error: Exception) -> None:
+        """Tell why, but not what we saw at a host that the broker alone has named."""
+        logger.warning("dial %s: %s", request.connection_id[:8], error)
+        told = str(error)
+        if isinstance(error, AgentGone) and not self._reach.is_own(request.host):
+            told = (
+                f"the agent cannot connect back to {request.host}:{request.port}; its log says why"
+            )
+        self._client.send(control.ConnectFailed(request.connection_id, told))
 
     # Both
 
-    def _relay(self, dial: str, port: int, tunnel: RelaySide, side: RelaySide) -> None:
+    def _backend(self, port: int, dial_id: str) -> Backend:
+        """The service behind an exposed port, as far as plugins let it be. `ServiceRefused`."""
+        exposed = self._settings.exposure[port]
+        return self._plugins.backend(exposed, port=port, dial_id=dial_id, broker_id=self.broker_id)
+
+    def _relay(
+        self, dial: str, port: int, backend: Backend, tunnel: RelaySide, side: RelaySide
+    ) -> None:
         domain = self._settings.name.domain
-        backend = self._settings.exposure[port]
-        local_port = str(backend.port) if isinstance(backend, TCPBackend) else "unix"
+        # The one that it was exposed with: those that a plugin may think of have no bound.
+        exposed = self._settings.exposure[port]
+        local_port = str(exposed.port) if isinstance(exposed, TCPBackend) else "unix"
         logger.debug("dial %s: open to %s", dial, backend)
         started = time.monotonic()
         self._streams += 1

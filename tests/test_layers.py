@@ -22,25 +22,27 @@ PACKAGES = ("whip_core", "client_agent", "whip_addon")
 # everything below a package, `__init__` the package itself.
 LAYERS = {
     0: {  # values
-        "whip_core": "agents caller control errors hookspecs names settings wire.__init__ wire.*",
-        "client_agent": "endpoints exposure settings",
+        "whip_core": "agents caller control errors hookspecs limits local_request names settings"
+        " when_asked wire.__init__ wire.*",
+        "client_agent": "egress endpoints exposure settings",
     },
     1: {  # state, no I/O
-        "whip_core": "activity agent_table authorization certificates channel control_state"
-        " control_wire frames parking pickers pki preamble registry routes",
-        "client_agent": "backoff reconcile",
+        "whip_core": "activity admission agent_table authorization candidates certificates channel"
+        " control_state control_wire frames outliers parking picker_choice pickers pki plugin_host"
+        " plugin_settings policy policy_file preamble rare_log registry revocation routes sticky",
+        "client_agent": "backoff reach reconcile",
     },
     2: {  # async I/O
-        "whip_core": "awaited control_server control_socket drain forward framed heartbeat outbox"
-        " parked_pool raw relay reverse_listener session sockets stream stream_reader systemd tasks"
-        " tls tls_transport web",
-        "client_agent": "control_client discovery local parker reverse",
+        "whip_core": "acceptor awaited control_server control_socket credentials drain forward"
+        " framed heartbeat outbox parked_pool raw relay reverse_listener session sockets stream"
+        " stream_reader systemd tasks tls tls_transport web",
+        "client_agent": "control_client discovery egress_tunnel local parker reverse",
     },
     3: {  # assembly
-        "whip_core": "__init__ broker broker_options cli commands.__init__ commands.* control_call"
-        " dialer metrics monitor operating options plugin_files plugins status testing.__init__"
-        " testing.*",
-        "client_agent": "__init__ agent command session worker",
+        "whip_core": "__init__ audit broker broker_options cli commands.__init__ commands.*"
+        " control_call dialer metrics monitor operating options plugin_sources plugins public"
+        " pytest_plugin status testing.__init__ testing.*",
+        "client_agent": "__init__ agent command plugins session testing worker",
         "whip_addon": "__init__ *",
     },
 }
@@ -58,8 +60,9 @@ GENERATED = "whip_core.wire"
 
 # What both ends of the tunnel need: all that the agent may know of whip_core.
 SHARED_WITH_THE_AGENT = (
-    "certificates channel control control_state control_wire errors framed frames metrics monitor"
-    " names options outbox parking preamble raw relay routes settings systemd tasks tls"
+    "certificates channel control control_state control_wire credentials errors framed frames"
+    " hookspecs local_request metrics monitor names options outbox parking plugin_host"
+    " plugin_settings plugin_sources preamble raw relay routes settings systemd tasks tls"
     " tls_transport"
 )
 # These could be lifted out of the project nearly as they are.

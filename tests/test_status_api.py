@@ -317,14 +317,12 @@ def test_many_agents_are_told_in_pieces_that_make_one_whole(count: int) -> None:
     run(main())
 
 
-def test_whether_an_agent_is_ejected_is_told_where_that_is_known() -> None:
-    class Ejecting(AgentView):
-        ejected = True
-
-    plain = view(1)
-    known = Ejecting(**{name: getattr(plain, name) for name in AgentView.__slots__})
-    assert "ejected" not in Row(plain, "b").as_dict()
-    assert Row(known, "b").as_dict()["ejected"] is True
+def test_whether_an_agent_is_ejected_or_draining_is_told_and_found() -> None:
+    rows = [Row(view(1), "b"), Row(view(2, ejected=True), "b"), Row(view(3, draining=True), "b")]
+    told = [(row.as_dict()["ejected"], row.as_dict()["draining"]) for row in rows]
+    assert told == [(False, False), (True, False), (False, True)]
+    assert select(rows, Query(words=("ejected",)))[0] == [rows[1]]
+    assert select(rows, Query(words=("draining",)))[0] == [rows[2]]
 
 
 def test_a_kicked_agents_session_ends_and_its_name_is_free() -> None:

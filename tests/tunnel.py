@@ -8,14 +8,14 @@ import functools
 import logging
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from client_agent import Agent, AgentSettings, Endpoint, parse_exposure
 from client_agent.discovery import Resolvers
 from whip_core import Broker, BrokerSettings, TLSFiles, control, hookimpl
-from whip_core.agents import AgentView, DialFinished, StreamClosed
+from whip_core.agents import AgentView, DialFinished, Refusal, StreamClosed
 from whip_core.names import AgentName
 from whip_core.testing import Authority
 from whip_core.testing.agent import ScriptedAgent
@@ -162,6 +162,9 @@ class Watch:
         self.dials: list[DialFinished] = []
         self.opened: list[DialFinished] = []
         self.closed: list[StreamClosed] = []
+        self.refused: list[Refusal] = []
+        self.taken_over: list[tuple[AgentView, AgentView]] = []
+        self.responses: list[tuple[str, int]] = []
         self._news = asyncio.Event()
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -184,6 +187,16 @@ class Watch:
         self._tell()
 
     @hookimpl
+    def whip_refused(self, refusal: Refusal) -> None:
+        self.refused.append(refusal)
+        self._tell()
+
+    @hookimpl
+    def whip_name_taken_over(self, agent: AgentView, by: AgentView) -> None:
+        self.taken_over.append((agent, by))
+        self._tell()
+
+    @hookimpl
     def whip_round_trip(self, seconds: float) -> None:
         self.round_trips.append(seconds)
         self._tell()
@@ -191,6 +204,11 @@ class Watch:
     @hookimpl
     def whip_dial_finished(self, dial: DialFinished) -> None:
         self.dials.append(dial)
+        self._tell()
+
+    @hookimpl
+    def whip_response_seen(self, agent: AgentView, status: int) -> None:
+        self.responses.append((agent.name.hostname, status))
         self._tell()
 
     @hookimpl
@@ -239,10 +257,10 @@ def agent_settings(
 
 @asynccontextmanager
 async def running(
-    settings: AgentSettings, resolvers: Resolvers | None = None
+    settings: AgentSettings, resolvers: Resolvers | None = None, plugins: Sequence[object] = ()
 ) -> AsyncIterator[Agent]:
     """A real agent, running; behind the block it is cut off."""
-    agent = Agent(settings, resolvers=resolvers)
+    agent = Agent(settings, resolvers=resolvers, plugins=plugins)
     task = asyncio.get_running_loop().create_task(agent.run())
     try:
         yield agent

@@ -15,6 +15,7 @@ from whip_addon.answers import Answer, DialFailed
 from whip_addon.broken import BrokenStreams
 from whip_addon.callers import Callers
 from whip_addon.internal import connect, is_internal
+from whip_addon.reuse import Directs, Reuse
 from whip_addon.routing import ALLOW_HINT, Route, route
 from whip_core.caller import Caller
 from whip_core.errors import DialError, UnknownName
@@ -23,7 +24,7 @@ from whip_core.web import WebServer
 logger = logging.getLogger(__name__)
 
 
-class Dials(Protocol):
+class Dials(Directs, Protocol):
     """What the dial needs of a `whip_core.Broker`."""
 
     def routes(self, host: str) -> bool: ...
@@ -57,6 +58,7 @@ class Dialer:
         rules: Callable[[], Rules],
         callers: Callers,
         broken: BrokenStreams,
+        reuse: Reuse,
         status_page: Callable[[], WebServer | None] = lambda: None,
     ) -> None:
         self._broker = broker
@@ -64,7 +66,8 @@ class Dialer:
         self._rules = rules
         self._callers = callers
         self._broken = broken
-        self._dialled: weakref.WeakSet[Server] = weakref.WeakSet()
+        self._reuse = reuse
+        self._dialled: weakref.WeakKeyDictionary[Server, Any] = weakref.WeakKeyDictionary()
 
     async def dial(
         self, host: str, port: int, local_addr: tuple[str, int] | None
@@ -83,6 +86,12 @@ class Dialer:
         """Whether the connection to `server` was opened here."""
         return server in self._dialled
 
+    def agent_leaves(self, server: Server) -> bool:
+        """Whether the connection to `server` is a stream to an agent that is draining."""
+        writer = self._dialled.get(server)
+        dial = writer.get_extra_info("whip") if writer is not None else None
+        return dial is not None and bool(dial.agent_leaves)
+
     async def _open(
         self, host: str, port: int, local_addr: tuple[str, int] | None
     ) -> tuple[Any, Any]:
@@ -92,7 +101,7 @@ class Dialer:
             broker = await self._broker()
             if is_internal(host) and (page := self._status_page()) is not None:
                 opened: tuple[Any, Any] = await connect(page, port)
-                self._mark()
+                self._mark(None)
                 return opened
             way = route(
                 host,
@@ -105,21 +114,23 @@ class Dialer:
                 raise NotWhips(f"{host}:{port}: whip reaches names, not addresses; {ALLOW_HINT}")
             if way is Route.DIRECT:
                 opened = await asyncio.open_connection(host, port, local_addr=local_addr)
-                self._mark()
+                self._mark(None)
                 return opened
             hint = ALLOW_HINT if way is Route.ASK else ""
-            opened = await broker.open_connection(
-                host, port, caller=self._callers.current(), wait=rules.wait
-            )
+            caller = self._callers.current()
+            opened = await broker.open_connection(host, port, caller=caller, wait=rules.wait)
         except UnknownName as error:
             raise DialFailed(Answer.to(error, hint)) from error
         except DialError as error:
             raise DialFailed(Answer.to(error)) from error
-        self._mark()
+        self._mark(opened[1])
         client, server = self._callers.connecting()
+        dialled = opened[1].get_extra_info("whip")
+        if client is not None and server is not None and dialled is not None:
+            self._reuse.opened(client, server, dialled, caller)
         return self._broken.watch(*opened, client=client, server=server)
 
-    def _mark(self) -> None:
+    def _mark(self, writer: asyncio.StreamWriter | None) -> None:
         _, server = self._callers.connecting()
         if server is not None:
-            self._dialled.add(server)
+            self._dialled[server] = writer

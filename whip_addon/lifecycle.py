@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, ClassVar, Protocol
@@ -26,22 +27,27 @@ from whip_addon import options, seam
 from whip_addon.answers import Answers
 from whip_addon.broken import BrokenStreams
 from whip_addon.callers import Callers
-from whip_addon.counting import Counting, Counts
+from whip_addon.counting import NO_STATUS, Counting, Counts
 from whip_addon.dialing import Dialer, Dials, Rules
 from whip_addon.door import Door
+from whip_addon.draining import Draining, on_signal
 from whip_addon.ending import end_clients
 from whip_addon.forwarded import Forwarded
 from whip_addon.guard import Guard
 from whip_addon.internal import is_internal
 from whip_addon.passthrough import Passthrough
+from whip_addon.plugin_addons import PluginAddons
+from whip_addon.responses import Responses, Told
+from whip_addon.reuse import Reuse
 from whip_addon.routing import Route, route
 from whip_addon.settings import BY_NAME, WHILE_RUNNING, AddonSettings
 from whip_addon.streaming import Streaming
 from whip_core import Broker
+from whip_core.agents import RequestFinished
 from whip_core.errors import BrokerClosed, SettingsError, StreamCut, WhipError
 from whip_core.forward import ForwardSpec
 from whip_core.operating import Listening, operating
-from whip_core.plugin_files import load_plugins
+from whip_core.plugin_sources import PluginOptions
 from whip_core.settings import BrokerSettings, is_loopback
 from whip_core.status import Watched
 from whip_core.tasks import TaskSet
@@ -52,25 +58,27 @@ logger = logging.getLogger(__name__)
 SHUTTING_DOWN = "whip is shutting down"
 
 
-class RunningBroker(Dials, Watched, Protocol):
+class RunningBroker(Dials, Counts, Told, Watched, Protocol):
     """What the addon needs of a broker that runs: `whip_core.Broker`, or a test's own."""
 
+    def mitmproxy_addons(self) -> Sequence[tuple[str, object]]: ...
+    def begin_drain(self) -> None: ...
+    def reopen_logs(self) -> None: ...
+    async def drain(self, timeout: float) -> None: ...
     def forwarding(
         self, spec: ForwardSpec, *, wait: float
     ) -> AbstractAsyncContextManager[object]: ...
 
 
 BrokerFactory = Callable[
-    [BrokerSettings, Sequence[str]], AbstractAsyncContextManager[RunningBroker]
+    [BrokerSettings, PluginOptions], AbstractAsyncContextManager[RunningBroker]
 ]
-"""Makes the broker from its settings and the plugins' names; entering it starts it."""
+"""Makes the broker from its settings and its plugins'; entering it starts it."""
 
 
-def broker_of(
-    settings: BrokerSettings, plugins: Sequence[str]
-) -> AbstractAsyncContextManager[RunningBroker]:
-    """The real one. Raises `SettingsError`."""
-    return Broker(settings, plugins=load_plugins(plugins))
+def broker_of(settings: BrokerSettings, plugins: PluginOptions) -> Broker:
+    """The real one, with the plugins loaded. Raises `SettingsError`."""
+    return Broker(settings, plugins=plugins.load(), plugin_settings=plugins.read_settings())
 
 
 class _Set:
@@ -106,20 +114,28 @@ class WhipAddon:
         self._answers = Answers()
         callers = Callers(self._request_id_header)
         self._broken = BrokenStreams()
+        self._reuse = Reuse(lambda: self._broker, callers)
         self._dialer = Dialer(
-            self._ready, self._rules, callers, self._broken, lambda: self._status_page
+            *(self._ready, self._rules, callers, self._broken, self._reuse),
+            status_page=lambda: self._status_page,
         )
+        self._draining = Draining(self._dialer.agent_leaves)
         self._door = Door(callers.prove_names)
+        self._brought = PluginAddons()
         self.addons: list[object] = [
             Guard(lambda: self._fault, self._way, self._dialer.has_dialled),
             self._door,
             callers,
+            self._reuse,
             self._answers,
             Passthrough(self._passthrough, self._passed_through),
             Streaming(),
+            Responses(lambda: self._broker, self._reuse.agent_of),
             Forwarded(self._routes),
             self._broken,
+            self._draining,
             Counting(self._counts),
+            self._brought,
         ]
         if self._is_second:
             self.addons.clear()
@@ -134,6 +150,7 @@ class WhipAddon:
             options.declare(loader)
             seam.install(self._dialer.dial)
             self._answers.install()
+            self._reuse.install()
             options.take_deferred(loader.master.options)
         except WhipError as error:
             self._fail(str(error))
@@ -166,8 +183,33 @@ class WhipAddon:
             self._fail(str(error))
             return None
         _warn_if_open()
+        on_signal(signal.SIGTERM, self._told_to_stop)
+        on_signal(signal.SIGHUP, self._told_to_reopen)
         self._life = self._tasks.spawn(self._live(self._settings, WhipAddon._ending), "whip")
         return _Set(self._started)
+
+    def _told_to_stop(self) -> None:
+        """The first SIGTERM drains, the second ends at once."""
+        if self._broker is None or self._settings is None or self._draining.begun:
+            ctx.master.shutdown()
+            return
+        timeout = self._settings.broker.drain_timeout
+        logger.info("stopping: requests have %g s to finish", timeout)
+        self._broker.begin_drain()
+        self._tasks.spawn(self._drain(self._broker, timeout), "drain")
+
+    def _told_to_reopen(self) -> None:
+        if self._broker is not None:
+            self._broker.reopen_logs()
+
+    async def _drain(self, broker: RunningBroker, timeout: float) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        try:
+            await self._draining.drain(timeout)
+            await broker.drain(max(0.0, deadline - loop.time()))
+        finally:
+            ctx.master.shutdown()
 
     def done(self) -> Awaitable[None] | None:
         if self._is_second:
@@ -209,6 +251,7 @@ class WhipAddon:
             page = await stack.enter_async_context(operating(broker, listening))
             for spec in settings.forwards:
                 await stack.enter_async_context(broker.forwarding(spec, wait=settings.wait))
+            await self._brought.add(broker.mitmproxy_addons())
             self._broker, self._status_page = broker, page
             self._started.set()
             await self._stop.wait()
@@ -218,6 +261,7 @@ class WhipAddon:
 
     def _leave(self) -> None:
         self._answers.uninstall()
+        self._reuse.uninstall()
         seam.uninstall(self._dialer.dial)
 
     def _fail(self, fault: str) -> None:
@@ -268,10 +312,10 @@ class WhipAddon:
     def _passed_through(self) -> None:
         counts = self._counts()
         if counts is not None:
-            counts.request_finished(0, "tcp", "")
+            counts.request_finished(RequestFinished(NO_STATUS, "tcp", ""))
 
     def _counts(self) -> Counts | None:
-        return self._broker.metrics if self._broker is not None else None
+        return self._broker
 
 
 def _warn_if_open() -> None:

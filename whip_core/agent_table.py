@@ -33,7 +33,7 @@ class Row:
         Texts hold no control characters, and have an end.
         """
         agent = self.agent
-        found = {
+        return {
             "name": agent.name.full,
             "hostname": agent.name.hostname,
             "domain": agent.name.domain,
@@ -54,12 +54,9 @@ class Row:
             "protocol": agent.protocol_version,
             "certificate_names": [printable(name, SHOWN) for name in agent.certificate_names],
             "draining": agent.draining,
+            "ejected": agent.ejected,
             "broker": self.broker,
         }
-        # Only where a plugin that ejects agents is loaded.
-        if (ejected := getattr(agent, "ejected", None)) is not None:
-            found["ejected"] = ejected
-        return found
 
 
 def _milliseconds(seconds: float | None) -> float | None:
@@ -140,5 +137,6 @@ def _matches(agent: AgentView, words: Iterable[str]) -> bool:
     texts = [agent.name.full, agent.address[0], agent.software_version]
     texts += [f"{key}={value}" for key, value in agent.labels.items()]
     texts += ["draining"] if agent.draining else []
+    texts += ["ejected"] if agent.ejected else []
     text = "\n".join(texts).lower()
     return all(word in text for word in words)

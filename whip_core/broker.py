@@ -7,6 +7,7 @@ import contextlib
 import logging
 import random
 import secrets
+from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -15,26 +16,46 @@ from typing import TypeVar
 
 from whip_core import control, settings
 from whip_core.activity import Activity
-from whip_core.agents import AgentView, Registration
-from whip_core.authorization import CertificateCoversName
+from whip_core.admission import Admission
+from whip_core.agents import (
+    AgentView,
+    Destination,
+    Peer,
+    Refusal,
+    Registration,
+    RequestFinished,
+)
+from whip_core.audit import AuditLog
+from whip_core.authorization import CertificateCoversName, PolicyRules
 from whip_core.awaited import Awaited
 from whip_core.caller import NOBODY, Caller
-from whip_core.certificates import check_files, expires_at
+from whip_core.certificates import Role
 from whip_core.control_server import ControlServer, ControlStream
+from whip_core.credentials import Credentials
 from whip_core.dialer import Dialer
-from whip_core.errors import RegistrationError, RemoteProtocolError, UnknownName
+from whip_core.errors import (
+    RegistrationError,
+    RemoteProtocolError,
+    SettingsError,
+    UnknownName,
+)
 from whip_core.forward import ForwardSpec, forwarding
 from whip_core.metrics import BrokerMetrics
 from whip_core.names import AgentName, Target, check_labels, check_port, is_within, normalize
-from whip_core.pickers import make_picker
+from whip_core.outliers import OutlierEjection
+from whip_core.picker_choice import make_picker
+from whip_core.plugin_settings import PluginSettings
 from whip_core.plugins import Plugins
+from whip_core.policy import Policy
+from whip_core.policy_file import parse_policy
 from whip_core.preamble import OldPreamble
+from whip_core.rare_log import RareLog
 from whip_core.registry import Contested, Joined, Registry
 from whip_core.reverse_listener import Arrival, ReverseListener
 from whip_core.session import Session
 from whip_core.stream import Stream
 from whip_core.stream_reader import BrokenLastReader
-from whip_core.tls import grpc_server_credentials, server_context
+from whip_core.tasks import TaskSet
 
 logger = logging.getLogger(__name__)
 
@@ -55,42 +76,73 @@ class Broker:
             reader, writer = await broker.open_connection("instance1.testdom", 80)
 
     `plugins` are objects with hooks (`hookspecs`); the built-in picker, certificate rule
-    and metrics stand behind them. Entering raises `SettingsError` if a file or a port
+    and metrics stand behind them. Raises `SettingsError` for one that cannot be used, or
+    for a setting that no plugin has. Entering raises `SettingsError` if a file or a port
     cannot be used.
     """
 
     def __init__(
-        self, settings: settings.BrokerSettings, *, plugins: Sequence[object] = ()
+        self,
+        settings: settings.BrokerSettings,
+        *,
+        plugins: Sequence[object] = (),
+        plugin_settings: PluginSettings | None = None,
     ) -> None:
         self.settings = settings
         self.broker_id = secrets.token_hex(8)
         self.metrics = BrokerMetrics()
         self.activity = Activity()
-        built_in = (CertificateCoversName(), self.metrics, self.activity)
-        self.plugins = Plugins([make_picker(settings.picker), *built_in, *plugins])
+        rules: list[object] = [CertificateCoversName()]
+        if settings.policy is not None:
+            rules.append(PolicyRules(_read_policy(settings.policy)))
+        self._outliers = OutlierEjection(self._eject) if settings.outlier_ejection else None
+        self._audit_log = AuditLog(settings.audit_log) if settings.audit_log else None
+        self.plugins = Plugins(
+            [
+                make_picker(settings.picker),
+                *rules,
+                *([self._outliers] if self._outliers else []),
+                self.metrics,
+                self.activity,
+                *([self._audit_log] if self._audit_log else []),
+                *plugins,
+            ],
+            plugin_settings,
+        )
         self._domains = tuple(normalize(domain) for domain in settings.domains)
         self._registry: Registry[Session] = Registry()
         self._awaited: Awaited[Session] = Awaited()
+        self._refusals = RareLog(logger)
         self._sessions_by_id: dict[str, Session] = {}
-        self._dialer = Dialer(self._registry, self.plugins, settings.dial_timeout)
+        self._admission = Admission(settings.limits)
+        self._dialer = Dialer(self._registry, self.plugins, settings.dial_timeout, self._admission)
+        self._credentials: Credentials | None = None
+        self._stopping = asyncio.Event()
+        self._tasks = TaskSet()
         self._stack = contextlib.AsyncExitStack()
         self.metrics.watch_parked(self._parked_by_domain)
+        self.metrics.watch_ejected(self._ejected_by_domain)
 
     async def __aenter__(self) -> Broker:
+        self.plugins.start(self.metrics.registry)
         files = self.settings.tls
         if files is not None:
-            for warning in check_files(files):
-                logger.warning(warning)
-            self.metrics.certificate_expires(expires_at(files.cert.read_bytes()))
+            self._credentials = Credentials(files, Role.BROKER, self.metrics.certificate_expires)
+        credentials = self._credentials
         async with contextlib.AsyncExitStack() as stack:
+            if self._audit_log is not None:
+                self._audit_log.start()
+                stack.callback(self._audit_log.close)
             self._reverse = await stack.enter_async_context(
                 ReverseListener(
                     self._welcome,
                     self.settings.listen_hosts,
                     self.settings.tcp_listen_port,
-                    server_context(files) if files else None,
+                    credentials.server_context if credentials else None,
                     handshake_timeout=self.settings.handshake_timeout,
                     preamble_timeout=self.settings.preamble_timeout,
+                    limits=self.settings.limits,
+                    on_refused=self._connection_refused,
                 )
             )
             self._control = await stack.enter_async_context(
@@ -98,10 +150,14 @@ class Broker:
                     self,
                     self.settings.listen_hosts,
                     self.settings.grpc_listen_port,
-                    grpc_server_credentials(files) if files else None,
+                    credentials.grpc_server() if credentials else None,
+                    register_timeout=self.settings.handshake_timeout,
+                    limits=self.settings.limits,
                 )
             )
             self._stack = stack.pop_all()
+        if credentials is not None:
+            self._tasks.spawn(credentials.watch(self._end_unbelieved), "watch TLS files")
         self._dialer.closed = False
         logger.info(
             "broker %s: agents register at port %d and connect back to %s:%d%s",
@@ -125,7 +181,34 @@ class Broker:
         for session in self._registry:
             self._end(session, RegistrationError("the broker is shutting down", code="closing"))
         self._dialer.cut()
+        await self._tasks.cancel_all()
         await self._stack.aclose()
+
+    def reopen_logs(self) -> None:
+        """Write the audit log to a new file of its name, as the old one was moved away."""
+        if self._audit_log is not None:
+            self._audit_log.reopen()
+
+    def begin_drain(self) -> None:
+        """Take no more agents or forwarded connections, and say so to the agents there are.
+
+        Dials go on, for those who have still something to finish.
+        """
+        if self._stopping.is_set():
+            return
+        self._stopping.set()
+        for session in self._registry:
+            if session.speaks_frames:
+                session.send(control.Draining("the broker is stopping"))
+
+    async def drain(self, timeout: float) -> None:
+        """`begin_drain`, then wait until no stream is open, at most `timeout` seconds."""
+        self.begin_drain()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._dialer.wait_quiet()
+        except TimeoutError:
+            logger.warning("some streams did not finish within %g s and are cut", timeout)
 
     @property
     def control_port(self) -> int:
@@ -166,7 +249,20 @@ class Broker:
 
     def why_not_ready(self) -> str | None:
         """None while agents can register and be dialled."""
-        return "the broker does not listen" if self._dialer.closed else None
+        if self._dialer.closed:
+            return "the broker does not listen"
+        return "draining" if self._stopping.is_set() else None
+
+    def mitmproxy_addons(self) -> list[tuple[str, object]]:
+        """What plugins bring for a mitmproxy that this broker is in, with the plugins' names.
+
+        Raises `SettingsError` if one of them fails at it.
+        """
+        return self.plugins.mitmproxy_addons()
+
+    def request_finished(self, request: RequestFinished) -> None:
+        """Told by the proxy that this broker is in, for the plugins."""
+        self.plugins.request_finished(request)
 
     def _parked_by_domain(self) -> dict[str, int]:
         parked: dict[str, int] = {}
@@ -174,6 +270,9 @@ class Broker:
             domain = session.name.domain
             parked[domain] = parked.get(domain, 0) + session.parked
         return parked
+
+    def _ejected_by_domain(self) -> dict[str, int]:
+        return dict(Counter(session.name.domain for session in self._registry if session.ejected))
 
     def routes(self, host: str) -> bool:
         """Whether `host` belongs to whip: it, or its domain, is or was registered or is listed.
@@ -233,6 +332,20 @@ class Broker:
             raise
         return stream, protocol
 
+    @property
+    def goes_by_caller(self) -> bool:
+        """Whether it can depend on the caller where a dial leads; else `destination` is None."""
+        return self.plugins.go_by_caller
+
+    def destination(self, host: str, port: int, caller: Caller) -> Destination | None:
+        """Where a dial for `caller` has to lead; None if every caller's may lead anywhere.
+
+        For who has a stream already and wants to serve another caller on it: it will do if
+        the destination admits that of `writer.get_extra_info("whip")`. Opens nothing.
+        Raises `DialError` if a plugin fails, or nobody has the name any more.
+        """
+        return self._dialer.destination(host, port, caller)
+
     def forward(
         self, host: str, port: int, *, listen_host: str = "127.0.0.1", listen_port: int = 0
     ) -> contextlib.AbstractAsyncContextManager[tuple[str, int] | Path]:
@@ -253,12 +366,14 @@ class Broker:
                 target.name, target.port, caller=caller, wait=wait, timeout=None
             )
 
-        return forwarding(spec, dial)
+        return forwarding(spec, dial, self._stopping)
 
     # Agents: what the control server asks (`control_server.ControlHandler`)
 
     async def register(self, stream: ControlStream, message: control.Register) -> Session:
         registration = _checked(message)
+        if self._stopping.is_set():
+            raise RegistrationError("the broker is stopping", code="closing")
         if self.broker_id in message.held_brokers:
             held = self._registry.get(registration.name.full)
             if held is not None and held.instance_id == registration.instance_id:
@@ -266,10 +381,13 @@ class Broker:
                 raise RegistrationError(
                     "you are registered here by another address", code="already-registered"
                 )
+        if (problem := self._certificate_problem(stream.peer)) is not None:
+            raise RegistrationError(f"{registration.name} refused: {problem}", code="certificate")
         veto = await self.plugins.veto_of_agent(registration, stream.peer)
         if veto is not None:
-            logger.warning("refused agent %s: %s", registration.name, veto)
             raise RegistrationError(f"{registration.name} refused: {veto}", code="not-authorized")
+        if self._registry.get(registration.name.full) is None:
+            self._admission.check_agent(stream.peer)
         session = Session(stream, registration, self._reverse_address, self._awaited)
         joined = await self._enter(session)
         if joined.replaced is not None:
@@ -291,16 +409,11 @@ class Broker:
                 raise self._taken(session, outcome)
             if self._registry.get(session.name.full) is holder:
                 logger.warning("agent %s does not answer: its name is taken over", holder.name)
+                self.plugins.name_taken_over(holder.view(), session.view())
                 return self._registry.take_over(session)
 
     def _taken(self, session: Session, contested: Contested[Session]) -> RegistrationError:
         host, port = contested.holder.peer.address
-        logger.warning(
-            "refused agent %s from %s: the name is held by one from %s",
-            session.name,
-            session.peer.address[0],
-            host,
-        )
         return RegistrationError(
             f"the name {session.name} is held by a live agent at {host} port {port}; "
             "choose another --hostname, or stop that agent",
@@ -309,6 +422,7 @@ class Broker:
 
     def _joined(self, session: Session, message: control.Register) -> None:
         session.control.receive(message)
+        self._admission.agent_joined(session.peer)
         self._sessions_by_id[session.session_id] = session
         if session.speaks_frames:
             host, port = self._reverse_address
@@ -341,16 +455,44 @@ class Broker:
         session.next_ping = loop.call_later(delay, self._ping, session)
 
     def _ping(self, session: Session) -> None:
+        silent = session.silent_for
+        if silent >= self.settings.ping_timeout:
+            # Whatever TCP believes of it, the path is dead, or the agent.
+            why = f"it has not answered for {silent:.0f} s"
+            self._end(session, RegistrationError(why, code="unresponsive"))
+            return
         session.ping()
         self._ping_later(session, self.settings.ping_interval)
 
     def received(self, session: Session, message: control.AgentMessage) -> None:
+        was_draining = session.draining
         round_trip = session.received(message)
+        if session.draining != was_draining:
+            self._registry.standing_changed(session)
         if round_trip is not None:
             self.plugins.round_trip(session.view(), round_trip)
 
     def left(self, session: Session, reason: str) -> None:
         self._end(session, None, reason)
+
+    def _certificate_problem(self, peer: Peer) -> str | None:
+        return self._credentials.problem(peer.certificate) if self._credentials else None
+
+    def _end_unbelieved(self) -> None:
+        """End the sessions whose certificate has expired or was revoked meanwhile."""
+        for session in self._registry:
+            if (problem := self._certificate_problem(session.peer)) is not None:
+                logger.warning("the session of agent %s is ended: %s", session.name, problem)
+                self._end(session, RegistrationError(problem, code="certificate"))
+
+    def refused(self, peer: Peer, name: str, why: RegistrationError) -> None:
+        if why.code == "already-registered":
+            return
+        self._refusals.warning("refused agent %s from %s: %s", name, peer.address[0], why)
+        self.plugins.refused(Refusal("agent", why.code, peer.address, str(why), name))
+
+    def _connection_refused(self, address: tuple[str, int], reason: str, text: str) -> None:
+        self.plugins.refused(Refusal("connection", reason, address, text))
 
     def _end(
         self, session: Session, why: RegistrationError | None, reason: str | None = None
@@ -360,12 +502,35 @@ class Broker:
             return
         reason = reason or str(why)
         self._registry.remove(session)
-        if session.next_ping is not None:
-            session.next_ping.cancel()
+        self._admission.agent_left(session.peer)
+        for timer in (session.next_ping, session.readmission):
+            if timer is not None:
+                timer.cancel()
         view = session.view()
         session.end(why)
         logger.info("agent %s left: %s", session.name, reason)
         self.plugins.agent_left(view, reason)
+
+    # Ejection: what `OutlierEjection` decides
+
+    def _eject(self, agent: AgentView, seconds: float) -> None:
+        session = self._sessions_by_id.get(agent.session_id)
+        if session is None:
+            return
+        session.ejected = True
+        self._registry.standing_changed(session)
+        loop = asyncio.get_running_loop()
+        session.readmission = loop.call_later(seconds, self._readmit, session)
+
+    def _readmit(self, session: Session) -> None:
+        session.ejected = False
+        self._registry.standing_changed(session)
+        assert self._outliers is not None
+        self._outliers.readmitted(session.view())
+
+    def response_seen(self, agent: AgentView, status: int) -> None:
+        """Tell the plugins of an HTTP response that came from `agent`, seen by a proxy here."""
+        self.plugins.response_seen(agent, status)
 
     # Reverse connections
 
@@ -379,6 +544,14 @@ class Broker:
         if session is None:
             raise RemoteProtocolError("it belongs to no session or dial (any more)")
         session.welcome(arrival)
+
+
+def _read_policy(path: Path) -> Policy:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"policy {path}: cannot read it: {error}") from error
+    return parse_policy(text, str(path))
 
 
 def _checked(message: control.Register) -> Registration:

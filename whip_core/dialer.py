@@ -6,11 +6,13 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 
-from whip_core.agents import DialFinished, StreamClosed
+from whip_core.admission import Admission
+from whip_core.agents import AgentView, Destination, DialFinished, FailedAttempt, StreamClosed
 from whip_core.caller import Caller
+from whip_core.candidates import Candidate, Candidates
 from whip_core.errors import (
     BrokerClosed,
     DialError,
@@ -20,9 +22,10 @@ from whip_core.errors import (
     UnknownName,
 )
 from whip_core.frames import DIAL_ID_SIZE
+from whip_core.limits import Limits
 from whip_core.names import Target
 from whip_core.plugins import Plugins
-from whip_core.registry import Candidate, Registry
+from whip_core.registry import Registry
 from whip_core.session import Session
 from whip_core.stream import Stream, cut
 
@@ -41,14 +44,35 @@ class Dial:
     target: Target
     caller: Caller
     started: float
+    asked: Target | None = None
+    """What plugins made of the target."""
     candidate: Candidate[Session] | None = None
     resolve_seconds: float = 0.0
     open_seconds: float | None = None
     parked: bool = False
+    failed: list[FailedAttempt] = field(default_factory=list)
 
     def __str__(self) -> str:
         asked_by = f" (request {self.caller.request_id})" if self.caller.request_id else ""
         return f"dial {self.dial_id.hex()[:8]} {self.target}{asked_by}"
+
+    @property
+    def destination(self) -> Destination:
+        """Where it led, once it is open."""
+        assert self.asked is not None
+        assert self.candidate is not None
+        return Destination(self.asked, self.candidate.session.name)
+
+    @property
+    def agent(self) -> AgentView:
+        """The agent that it led to, as it is by now."""
+        assert self.candidate is not None
+        return self.candidate.session.view()
+
+    @property
+    def agent_leaves(self) -> bool:
+        """Whether its agent takes no more dials, and waits for its streams to end."""
+        return self.candidate is not None and self.candidate.session.draining
 
     def finished(self, error: DialError | None) -> DialFinished:
         return DialFinished(
@@ -62,18 +86,28 @@ class Dial:
             resolve_seconds=self.resolve_seconds,
             open_seconds=self.open_seconds,
             total_seconds=time.monotonic() - self.started,
+            failed=tuple(self.failed),
         )
 
 
 class Dialer:
     """Opens streams to registered agents."""
 
-    def __init__(self, registry: Registry[Session], plugins: Plugins, timeout: float) -> None:
+    def __init__(
+        self,
+        registry: Registry[Session],
+        plugins: Plugins,
+        timeout: float,
+        admission: Admission | None = None,
+    ) -> None:
+        self._admission = admission or Admission(Limits())
         self._registry = registry
         self._plugins = plugins
         self._timeout = timeout
         self._changed = asyncio.Event()
         self._streams: set[Stream] = set()
+        self._opening = 0
+        self._quiet = asyncio.Event()
         self.closed = True
         """Whether the broker is not open (yet, or any more)."""
 
@@ -81,6 +115,12 @@ class Dialer:
         """Wake the dials that wait for an agent to appear."""
         self._changed.set()
         self._changed = asyncio.Event()
+
+    async def wait_quiet(self) -> None:
+        """Wait until no stream is open."""
+        while self._streams:
+            self._quiet.clear()
+            await self._quiet.wait()
 
     def cut(self) -> None:
         """Break every stream that is open: who reads one is told that it is incomplete."""
@@ -114,13 +154,33 @@ class Dialer:
             raise UnknownName(str(error)) from error
         dial = Dial(secrets.token_bytes(DIAL_ID_SIZE), target, caller, started)
         try:
-            stream = await self._dial(dial, wait, self._timeout if timeout is None else timeout)
+            with self._admission.dial(target, caller):
+                stream = await self._dial(dial, wait, self._timeout if timeout is None else timeout)
         except DialError as error:
             logger.info("%s failed: %s", dial, error)
             self._plugins.dial_finished(dial.finished(error))
             raise
         self._opened(dial)
         return stream
+
+    def destination(self, host: str, port: int, caller: Caller) -> Destination | None:
+        """Where a dial for `caller` has to lead; None if every caller's may lead anywhere.
+
+        For who has a stream already, and another caller to serve on it. Opens nothing.
+        Raises `DialError` if a plugin fails, or the name is unknown by now.
+        """
+        if not self._plugins.go_by_caller:
+            return None
+        try:
+            target = Target.parse(host, port)
+        except ValueError as error:
+            raise UnknownName(str(error)) from error
+        asked = self._plugins.resolve(target, caller)
+        candidates = self._registry.resolve(asked)
+        if len(candidates) == 1:
+            return Destination(asked, candidates.first().session.name)
+        picked = self._plugins.pick_by_caller(asked, candidates.views, caller)
+        return Destination(asked, picked.name if isinstance(picked, AgentView) else None)
 
     def _opened(self, dial: Dial) -> None:
         assert dial.candidate is not None
@@ -136,13 +196,13 @@ class Dialer:
         self._plugins.dial_finished(outcome)
 
     async def _dial(self, dial: Dial, wait: float, timeout: float) -> Stream:
-        asked = self._plugins.resolve(dial.target, dial.caller)
+        asked = dial.asked = self._plugins.resolve(dial.target, dial.caller)
         candidates = await self._resolve(asked, wait)
         dial.resolve_seconds = time.monotonic() - dial.started
         deadline = time.monotonic() + timeout
         tried: set[Session] = set()
         while True:
-            candidate = self._pick(asked, candidates, dial.caller)
+            candidate = self._pick(asked, candidates, dial.caller, tried)
             dial.candidate = candidate
             tried.add(candidate.session)
             await self._authorize(asked, candidate, dial.caller, deadline - time.monotonic())
@@ -150,20 +210,21 @@ class Dialer:
             try:
                 return await self._open(dial, candidate, patience)
             except DialError as error:
-                candidates = self._untried(asked, tried)
-                if not candidates or time.monotonic() >= deadline:
+                dial.failed.append(FailedAttempt(candidate.session.view(), error))
+                untried = self._untried(asked, tried)
+                if untried is None or time.monotonic() >= deadline:
                     raise
+                candidates = untried
                 logger.warning("%s: %s; trying another agent", dial, error)
 
-    def _untried(self, target: Target, tried: set[Session]) -> list[Candidate[Session]]:
+    def _untried(self, target: Target, tried: set[Session]) -> Candidates[Session] | None:
         """Who else may serve `target` by now; an agent that came back is another session."""
         try:
-            candidates = self._registry.resolve(target)
+            return self._registry.resolve(target, tried)
         except (UnknownName, PortNotExposed):
-            return []
-        return [candidate for candidate in candidates if candidate.session not in tried]
+            return None
 
-    async def _resolve(self, target: Target, wait: float) -> list[Candidate[Session]]:
+    async def _resolve(self, target: Target, wait: float) -> Candidates[Session]:
         deadline = asyncio.get_running_loop().time() + wait
         while True:
             if self.closed:
@@ -181,16 +242,25 @@ class Dialer:
                     wait = 0
 
     def _pick(
-        self, target: Target, candidates: Sequence[Candidate[Session]], caller: Caller
+        self,
+        target: Target,
+        candidates: Candidates[Session],
+        caller: Caller,
+        tried: Collection[Session] = (),
     ) -> Candidate[Session]:
         if len(candidates) == 1:
-            return candidates[0]
-        views = [candidate.session.view() for candidate in candidates]
-        picked = self._plugins.pick(target, views, caller)
-        for candidate, view in zip(candidates, views, strict=True):
-            if view is picked:
+            return candidates.first()
+        picked = self._plugins.pick(target, candidates.views, caller)
+        agent = picked.agent
+        if isinstance(agent, AgentView):
+            candidate = self._registry.candidate(target, agent.name)
+            if (
+                candidate is not None
+                and candidate.session.session_id == agent.session_id
+                and candidate.session not in tried
+            ):
                 return candidate
-        raise DialError(f"{target}: the picker chose {picked!r}, which was not a candidate")
+        raise picked.refused(target)
 
     async def _authorize(
         self, target: Target, candidate: Candidate[Session], caller: Caller, timeout: float
@@ -206,6 +276,30 @@ class Dialer:
     async def _open(self, dial: Dial, candidate: Candidate[Session], timeout: float) -> Stream:
         session = candidate.session
         started = time.monotonic()
+        self._admission.check_stream(
+            dial.target,
+            open_to_agent=session.streams,
+            open_in_all=len(self._streams) + self._opening,
+        )
+        # From here on, or many dials at the same time would all see it idle and pick it.
+        session.streams += 1
+        self._opening += 1
+        try:
+            stream = await self._ask(dial, candidate, timeout)
+        except BaseException:
+            session.streams -= 1
+            raise
+        finally:
+            self._opening -= 1
+        dial.open_seconds = time.monotonic() - started
+        self._streams.add(stream)
+        self._plugins.stream_opened(dial.finished(None))
+        if stream.cause is not None:
+            self._closed(dial, candidate, stream)
+        return stream
+
+    async def _ask(self, dial: Dial, candidate: Candidate[Session], timeout: float) -> Stream:
+        session = candidate.session
         try:
             stream, dial.parked = await session.open(
                 candidate.port,
@@ -220,12 +314,6 @@ class Dialer:
             ) from error
         except DialError as error:
             raise type(error)(f"{dial.target}: {error}") from error
-        dial.open_seconds = time.monotonic() - started
-        session.streams += 1
-        self._streams.add(stream)
-        self._plugins.stream_opened(dial.finished(None))
-        if stream.cause is not None:
-            self._closed(dial, candidate, stream)
         return stream
 
     def _closed(self, dial: Dial, candidate: Candidate[Session], stream: Stream) -> None:
@@ -234,6 +322,8 @@ class Dialer:
         session = candidate.session
         session.streams -= 1
         self._streams.discard(stream)
+        if not self._streams:
+            self._quiet.set()
         assert stream.cause is not None
         seconds = time.monotonic() - dial.started
         logger.info(
@@ -257,3 +347,7 @@ class Dialer:
                 cause=stream.cause,
             )
         )
+
+
+def _told(picked: object) -> str:
+    return f"agent {picked.name}" if isinstance(picked, AgentView) else repr(picked)[:80]

@@ -77,6 +77,23 @@ class NotAuthorized(DialError, PermissionError):
     http_status = 403
 
 
+class PluginError(DialError):
+    """A plugin that had to decide raised, or gave a wrong answer; the text names it."""
+
+    reason = "plugin"
+
+
+class Busy(DialError, ConnectionRefusedError):
+    """A limit of the broker is reached (`limits`); `reason` is which."""
+
+    reason = "busy"
+    http_status = 503
+
+    def __init__(self, message: str, *, reason: str = reason) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class BrokerClosed(DialError, ConnectionAbortedError):
     """The broker is shutting down, or was never started."""
 

@@ -16,7 +16,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from whip_core.agents import AgentView, DialFinished, StreamClosed
+from whip_core.agents import AgentView, DialFinished, Refusal, RequestFinished, StreamClosed
 from whip_core.hookspecs import hookimpl
 
 Metric = TypeVar("Metric", Counter, Gauge, Histogram)
@@ -33,6 +33,8 @@ LATENCY_BUCKETS = (
 
 class BrokerMetrics:
     """What a broker counts, and the proxy in front of it."""
+
+    whip_name = "metrics"
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -71,6 +73,12 @@ class BrokerMetrics:
         self._failures = Counter(
             "whip_server_dial_failures", "Dials that failed", ["reason"], registry=registry
         )
+        self._refusals = Counter(
+            "whip_server_refusals",
+            "Registrations and connections that were refused",
+            ["what", "reason"],
+            registry=registry,
+        )
         self._bytes = Counter(
             "whip_server_stream_bytes",
             "Bytes of finished streams, by direction",
@@ -89,7 +97,23 @@ class BrokerMetrics:
 
     def watch_parked(self, parked: Callable[[], Mapping[str, int]]) -> None:
         """Have `parked` asked, at each scrape, for the parked connections of each domain."""
-        self.registry.register(_Parked(parked))
+        self.registry.register(
+            _ByDomain(
+                "whip_server_parked_connections",
+                "Reverse connections that are open and idle",
+                parked,
+            )
+        )
+
+    def watch_ejected(self, ejected: Callable[[], Mapping[str, int]]) -> None:
+        """Have `ejected` asked, at each scrape, for the agents of each domain left out of it."""
+        self.registry.register(
+            _ByDomain(
+                "whip_server_ejected_agents",
+                "Agents left out of their domain for a while, as they keep failing",
+                ejected,
+            )
+        )
 
     def certificate_expires(self, moment: datetime) -> None:
         self._expiry.set(moment.timestamp())
@@ -109,6 +133,10 @@ class BrokerMetrics:
     @hookimpl
     def whip_agent_left(self, agent: AgentView) -> None:
         self._of(self._registrations, agent.name.domain).dec()
+
+    @hookimpl
+    def whip_refused(self, refusal: Refusal) -> None:
+        self._of(self._refusals, refusal.what, refusal.reason).inc()
 
     @hookimpl
     def whip_round_trip(self, agent: AgentView, seconds: float) -> None:
@@ -140,32 +168,32 @@ class BrokerMetrics:
         self._of(self._bytes, domain, "to_agent").inc(stream.bytes_to_agent)
         self._of(self._bytes, domain, "from_agent").inc(stream.bytes_from_agent)
 
-    def request_finished(self, status: int, protocol: str, error: str) -> None:
-        """Count one HTTP request; `error` is empty or a short, bounded name."""
-        self._of(self._requests, str(status), protocol, error).inc()
+    @hookimpl
+    def whip_request_finished(self, request: RequestFinished) -> None:
+        self._of(self._requests, str(request.status), request.protocol, request.error).inc()
 
 
-class _Parked(Collector):
+class _ByDomain(Collector):
     """A gauge that is counted when it is asked for."""
 
-    def __init__(self, parked: Callable[[], Mapping[str, int]]) -> None:
-        self._parked = parked
+    def __init__(
+        self, name: str, documentation: str, counts: Callable[[], Mapping[str, int]]
+    ) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._counts = counts
 
     def describe(self) -> Iterable[prometheus_client.Metric]:
         return [self._family()]
 
     def collect(self) -> Iterable[prometheus_client.Metric]:
         family = self._family()
-        for domain, count in self._parked().items():
+        for domain, count in self._counts().items():
             family.add_metric([domain], count)
         yield family
 
     def _family(self) -> GaugeMetricFamily:
-        return GaugeMetricFamily(
-            "whip_server_parked_connections",
-            "Reverse connections that are open and idle",
-            labels=["domain"],
-        )
+        return GaugeMetricFamily(self._name, self._documentation, labels=["domain"])
 
 
 def _expiry_gauge(registry: CollectorRegistry) -> Gauge:

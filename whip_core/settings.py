@@ -3,34 +3,51 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from whip_core.errors import SettingsError
+from whip_core.limits import Limits
 
 DIAL_TIMEOUT = 10.0
 """Seconds a whole dial may take, the waiting for an agent to appear not counted."""
+DRAIN_TIMEOUT = 30.0
+"""Seconds that streams have to finish when an agent or a broker is told to stop."""
 PING_INTERVAL = 20.0
 """Seconds between two round-trip measurements of one agent."""
+PING_TIMEOUT = 15.0
+"""Seconds an agent may leave pings unanswered. It is looked at before each ping, so that a
+dead path is noticed within two intervals."""
 PROBE_TIMEOUT = 2.0
 """Seconds the holder of a name has to answer when another agent claims it."""
 HANDSHAKE_TIMEOUT = 10.0
-"""Seconds a peer on the reverse port has for its TLS handshake."""
+"""Seconds a peer on either port has for its TLS handshake, and an agent to register."""
 PREAMBLE_TIMEOUT = 5.0
 """Seconds a peer on the reverse port has, once connected, to say who it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class TLSFiles:
-    """Paths of PEM files: our key, our certificate chain, the CA that peers must be from."""
+    """Paths of PEM files: our key, our certificate chain, the CA that peers must be from.
+
+    `crl`, if given, holds a revocation list of each CA.
+    """
 
     key: Path
     cert: Path
     ca: Path
+    crl: Path | None = None
 
     @classmethod
-    def of(cls, key: str | Path, cert: str | Path, ca: str | Path) -> TLSFiles:
-        return cls(Path(key).expanduser(), Path(cert).expanduser(), Path(ca).expanduser())
+    def of(
+        cls, key: str | Path, cert: str | Path, ca: str | Path, crl: str | Path | None = None
+    ) -> TLSFiles:
+        return cls(
+            Path(key).expanduser(),
+            Path(cert).expanduser(),
+            Path(ca).expanduser(),
+            Path(crl).expanduser() if crl else None,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +58,8 @@ class BrokerSettings:
     port of None is the one the reverse listener got). `listen_host` None means all
     interfaces, IPv4 and IPv6, or loopback when `tls` is None. A listen port of 0 lets the
     system choose. `domains` are the names that belong to whip even while no agent has
-    them: they never go anywhere else.
+    them: they never go anywhere else. `picker` is what --picker takes, and `policy` a
+    TOML file that says who may reach what (docs/policy.md).
     """
 
     external_host: str = "localhost"
@@ -53,11 +71,17 @@ class BrokerSettings:
     allow_plaintext: bool = False
     domains: tuple[str, ...] = ()
     picker: str = "random"
+    policy: Path | None = None
+    outlier_ejection: bool = False
     dial_timeout: float = DIAL_TIMEOUT
     ping_interval: float = PING_INTERVAL
+    ping_timeout: float = PING_TIMEOUT
     probe_timeout: float = PROBE_TIMEOUT
     handshake_timeout: float = HANDSHAKE_TIMEOUT
     preamble_timeout: float = PREAMBLE_TIMEOUT
+    drain_timeout: float = DRAIN_TIMEOUT
+    audit_log: Path | None = None
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         if self.tls is None and self.listen_host is not None:

@@ -17,13 +17,14 @@ from whip_core.broker_options import (
     declare,
     flags_of,
     read_broker,
+    read_plugins,
     read_seconds,
 )
 from whip_core.errors import SettingsError
 from whip_core.forward import ForwardSpec
 from whip_core.operating import Listening, operating
 from whip_core.options import common_options, run, set_up_logging, was_given
-from whip_core.plugin_files import load_plugins
+from whip_core.tasks import TaskSet
 
 
 @click.command()
@@ -40,8 +41,12 @@ def forward(forwards: tuple[str, ...], log_level: str, **values: Any) -> None:
     options = chosen(BROKER_OPTIONS, values, metrics_given=was_given("metrics_listen"))
     try:
         specs = [ForwardSpec.parse(text) for text in forwards]
-        plugins = load_plugins(options["whip_plugins"])
-        broker = Broker(read_broker(options, spell), plugins=plugins)
+        plugins = read_plugins(options)
+        broker = Broker(
+            read_broker(options, spell),
+            plugins=plugins.load(),
+            plugin_settings=plugins.read_settings(),
+        )
         wait = read_seconds(options, "whip_wait", spell)
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
@@ -54,13 +59,23 @@ def forward(forwards: tuple[str, ...], log_level: str, **values: Any) -> None:
 async def _serve(
     broker: Broker, specs: list[ForwardSpec], wait: float, listening: Listening
 ) -> None:
-    stop = asyncio.Event()
+    stop, at_once = asyncio.Event(), asyncio.Event()
+
+    def told() -> None:
+        (at_once if stop.is_set() else stop).set()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, told)
+    loop.add_signal_handler(signal.SIGHUP, broker.reopen_logs)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(broker)
         await stack.enter_async_context(operating(broker, listening))
         for spec in specs:
             await stack.enter_async_context(broker.forwarding(spec, wait=wait))
         await stop.wait()
+        tasks = TaskSet()
+        drained = tasks.spawn(broker.drain(broker.settings.drain_timeout), "drain")
+        hurried = tasks.spawn(at_once.wait(), "second signal")
+        await asyncio.wait([drained, hurried], return_when=asyncio.FIRST_COMPLETED)
+        await tasks.cancel_all()
