@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tunnel import agent_settings, broker_settings, run, running, scripted
+from tunnel import agent_settings, broker_settings, run, running
 from web import ask, opened
 from whip_core import Broker, web
 from whip_core.errors import SettingsError
@@ -115,8 +115,10 @@ def test_a_broker_is_ready_while_it_listens() -> None:
         broker = Broker(broker_settings())
         async with served(Status(broker).routes()) as address:
             assert (await ask(address, "/readyz")).status == 503
-            async with broker, scripted(broker):
+            async with broker:
                 assert (await ask(address, "/readyz")).status == 200
+                broker.begin_drain()
+                assert (await ask(address, "/readyz")).text == "not ready: draining\n"
             answered = await ask(address, "/readyz")
             assert (answered.status, answered.text) == (
                 503,
