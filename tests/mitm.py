@@ -53,11 +53,11 @@ class FakeBroker:
     streams: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
     broker_id: str = "fake"
     settings: BrokerSettings = field(default_factory=BrokerSettings)
+    activity: Activity = field(default_factory=Activity)
+    agents: list[AgentView] = field(default_factory=list)
     plugin_options: PluginOptions = field(default_factory=PluginOptions)
     addons: Sequence[tuple[str, object]] = ()
     """What its plugins bring for mitmproxy, with the plugins' names."""
-    activity: Activity = field(default_factory=Activity)
-    agents: list[AgentView] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
     on_enter: Callable[[], None] = lambda: None
     goes_by_caller: bool = False
@@ -80,6 +80,15 @@ class FakeBroker:
         await self.may_close.wait()
         self.is_open = False
 
+    def why_not_ready(self) -> str | None:
+        return None if self.is_open else "closed"
+
+    def running_bytes(self) -> dict[str, tuple[int, int]]:
+        return {}
+
+    def kick(self, name: str) -> None:
+        raise UnknownName(name)
+
     def request_finished(self, request: RequestFinished) -> None:
         self.metrics.finished.append((request.status, request.protocol, request.error))
 
@@ -94,15 +103,6 @@ class FakeBroker:
 
     async def drain(self, timeout: float) -> None:
         pass
-
-    def why_not_ready(self) -> str | None:
-        return None if self.is_open else "closed"
-
-    def running_bytes(self) -> dict[str, tuple[int, int]]:
-        return {}
-
-    def kick(self, name: str) -> None:
-        raise UnknownName(name)
 
     def routes(self, host: str) -> bool:
         name = host.lower().removesuffix(".")

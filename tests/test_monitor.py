@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tunnel import agent_settings, broker_settings, run, running, scripted
+from tunnel import agent_settings, broker_settings, run, running
 from web import ask, opened
 from whip_core import Broker, web
 from whip_core.errors import SettingsError
@@ -115,8 +115,10 @@ def test_a_broker_is_ready_while_it_listens() -> None:
         broker = Broker(broker_settings())
         async with served(Status(broker).routes()) as address:
             assert (await ask(address, "/readyz")).status == 503
-            async with broker, scripted(broker):
+            async with broker:
                 assert (await ask(address, "/readyz")).status == 200
+                broker.begin_drain()
+                assert (await ask(address, "/readyz")).text == "not ready: draining\n"
             answered = await ask(address, "/readyz")
             assert (answered.status, answered.text) == (
                 503,
@@ -234,7 +236,7 @@ def test_who_is_one_too_many_while_all_are_busy_is_told_so(
         await asyncio.Event().wait()
 
     async def main() -> None:
-        async with served(Routes({"/": lambda _: Response(endless())})) as address:
+        async with served(Routes({"/": lambda _: Response(endless(), is_endless=True)})) as address:
             _, writer = await opened(address)
             writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
             await asked.wait()
@@ -278,11 +280,32 @@ def test_a_listener_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatc
             dropped.set()
 
     async def main() -> None:
-        async with served(Routes({"/": lambda _: Response(flood())})) as address:
+        async with served(Routes({"/": lambda _: Response(flood(), is_endless=True)})) as address:
             _, writer = await opened(address)
             writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
             await dropped.wait()
             writer.close()
+
+    run(main())
+
+
+def test_a_listener_that_goes_is_noticed_before_there_is_anything_to_tell() -> None:
+    gone = asyncio.Event()
+
+    async def quiet() -> AsyncGenerator[bytes, None]:
+        yield b"first"
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            gone.set()
+
+    async def main() -> None:
+        async with served(Routes({"/": lambda _: Response(quiet(), is_endless=True)})) as address:
+            reader, writer = await opened(address)
+            writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await reader.readuntil(b"first")
+            writer.close()
+            await gone.wait()
 
     run(main())
 

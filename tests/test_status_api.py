@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mitm import FakeBroker
 from tunnel import (
     Watch,
     agent_settings,
@@ -302,9 +302,27 @@ def test_five_thousand_agents_are_searched_sorted_and_given_in_pages() -> None:
     assert names(Query(sort="round_trip", limit=1)) == ["i0001"]
 
 
-def test_whether_an_agent_is_ejected_is_told() -> None:
-    assert Row(view(1), "b").as_dict()["ejected"] is False
-    assert Row(dataclasses.replace(view(1), ejected=True), "b").as_dict()["ejected"] is True
+@pytest.mark.parametrize("count", [0, 1, 99, 100, 101, 1000])
+def test_many_agents_are_told_in_pieces_that_make_one_whole(count: int) -> None:
+    broker = FakeBroker(agents=[view(number) for number in range(count)])
+
+    async def main() -> None:
+        routes = status.Status(broker).routes()
+        async with serving("127.0.0.1:0", routes, chosen=True) as address:
+            told = (await ask(address or "", "/api/agents")).json
+            assert told["total"] == told["matching"] == count
+            names = [agent["name"] for agent in told["agents"]]
+            assert names == [f"i{number:04}.testdom" for number in range(count)]
+
+    run(main())
+
+
+def test_whether_an_agent_is_ejected_or_draining_is_told_and_found() -> None:
+    rows = [Row(view(1), "b"), Row(view(2, ejected=True), "b"), Row(view(3, draining=True), "b")]
+    told = [(row.as_dict()["ejected"], row.as_dict()["draining"]) for row in rows]
+    assert told == [(False, False), (True, False), (False, True)]
+    assert select(rows, Query(words=("ejected",)))[0] == [rows[1]]
+    assert select(rows, Query(words=("draining",)))[0] == [rows[2]]
 
 
 def test_a_kicked_agents_session_ends_and_its_name_is_free() -> None:

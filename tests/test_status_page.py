@@ -259,6 +259,9 @@ def test_whip_internal_never_leaves_by_another_way() -> None:
             assert refused.status != 0
             told = await curl("--proxy", p.url, "http://whip.internal:81/")
             assert "the status page is http://whip.internal/" in told.output
+        async with proxy(FakeBroker(), proxyauth="me:secret") as p:
+            told = await curl("--proxy", p.url, "-o", "-", "-D", "-", "http://whip.internal/")
+            assert told.output.startswith("HTTP/1.1 407 ")
         async with proxy(FakeBroker(), mode=("upstream:http://127.0.0.1:9",)) as p:
             told = await curl("--proxy", p.url, "http://whip.internal/")
             assert "is not sent to the upstream proxy" in told.output

@@ -13,11 +13,14 @@ from whip_core.errors import ServiceRefused
 from whip_core.status import INTERNAL_HOST
 from whip_core.web import WebServer
 
+HOST = INTERNAL_HOST
 PORT = 80
+AGENTS = "/api/agents"
+"""Where programs read who is registered."""
 
 
 def is_internal(host: str) -> bool:
-    return host.lower().removesuffix(".") == INTERNAL_HOST
+    return host.lower().removesuffix(".") == HOST
 
 
 async def connect(
@@ -25,7 +28,7 @@ async def connect(
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """As `asyncio.open_connection`. Raises `ServiceRefused` for another port than HTTP's."""
     if port != PORT:
-        raise ServiceRefused(f"{INTERNAL_HOST}:{port}: the status page is http://{INTERNAL_HOST}/")
+        raise ServiceRefused(f"{HOST}:{port}: the status page is http://{HOST}/")
     reader, writer = await server.connect()
     return reader, _Named(writer, reader)
 
@@ -40,5 +43,5 @@ class _Named(asyncio.StreamWriter):
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         if name in ("peername", "sockname"):
-            return INTERNAL_HOST, PORT
+            return HOST, PORT
         return super().get_extra_info(name, default)

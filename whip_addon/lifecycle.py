@@ -116,12 +116,8 @@ class WhipAddon:
         self._broken = BrokenStreams()
         self._reuse = Reuse(lambda: self._broker, callers)
         self._dialer = Dialer(
-            self._ready,
-            self._rules,
-            callers,
-            self._broken,
-            self._reuse,
-            lambda: self._status_page,
+            *(self._ready, self._rules, callers, self._broken, self._reuse),
+            status_page=lambda: self._status_page,
         )
         self._draining = Draining(self._dialer.agent_leaves)
         self._door = Door(callers.prove_names)

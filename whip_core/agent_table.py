@@ -137,5 +137,6 @@ def _matches(agent: AgentView, words: Iterable[str]) -> bool:
     texts = [agent.name.full, agent.address[0], agent.software_version]
     texts += [f"{key}={value}" for key, value in agent.labels.items()]
     texts += ["draining"] if agent.draining else []
+    texts += ["ejected"] if agent.ejected else []
     text = "\n".join(texts).lower()
     return all(word in text for word in words)

@@ -33,7 +33,12 @@ from whip_core.certificates import Role
 from whip_core.control_server import ControlServer, ControlStream
 from whip_core.credentials import Credentials
 from whip_core.dialer import Dialer
-from whip_core.errors import RegistrationError, RemoteProtocolError, SettingsError, UnknownName
+from whip_core.errors import (
+    RegistrationError,
+    RemoteProtocolError,
+    SettingsError,
+    UnknownName,
+)
 from whip_core.forward import ForwardSpec, forwarding
 from whip_core.metrics import BrokerMetrics
 from whip_core.names import AgentName, Target, check_labels, check_port, is_within, normalize
@@ -225,17 +230,6 @@ class Broker:
         """Every registered agent, as it is now."""
         return [session.view() for session in self._registry]
 
-    def mitmproxy_addons(self) -> list[tuple[str, object]]:
-        """What plugins bring for a mitmproxy that this broker is in, with the plugins' names.
-
-        Raises `SettingsError` if one of them fails at it.
-        """
-        return self.plugins.mitmproxy_addons()
-
-    def request_finished(self, request: RequestFinished) -> None:
-        """Told by the proxy that this broker is in, for the plugins."""
-        self.plugins.request_finished(request)
-
     def running_bytes(self) -> dict[str, tuple[int, int]]:
         """To and from each agent, by its full name, in the streams that are open."""
         return self._dialer.running_bytes()
@@ -255,7 +249,20 @@ class Broker:
 
     def why_not_ready(self) -> str | None:
         """None while agents can register and be dialled."""
-        return "the broker does not listen" if self._dialer.closed else None
+        if self._dialer.closed:
+            return "the broker does not listen"
+        return "draining" if self._stopping.is_set() else None
+
+    def mitmproxy_addons(self) -> list[tuple[str, object]]:
+        """What plugins bring for a mitmproxy that this broker is in, with the plugins' names.
+
+        Raises `SettingsError` if one of them fails at it.
+        """
+        return self.plugins.mitmproxy_addons()
+
+    def request_finished(self, request: RequestFinished) -> None:
+        """Told by the proxy that this broker is in, for the plugins."""
+        self.plugins.request_finished(request)
 
     def _parked_by_domain(self) -> dict[str, int]:
         parked: dict[str, int] = {}

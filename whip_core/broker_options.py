@@ -129,7 +129,8 @@ BROKER_OPTIONS: tuple[Option, ...] = (
     setting("--plugin-set", TEXTS, [], "A setting of a plugin's (repeatable).",
             "PLUGIN.KEY=VALUE"),
     setting("--metrics-listen", OPTIONAL_TEXT, None,
-            f"Where /metrics is served ({METRICS_LISTEN}); empty turns it off.", "HOST:PORT"),
+            f"Where the status page and /metrics are ({METRICS_LISTEN}); empty turns it off.",
+            "HOST:PORT"),
     setting("--control-socket", OPTIONAL_TEXT, None,
             "The unix socket for `whip agents` and `whip top`; empty turns it off.", "PATH"),
 )  # fmt: skip

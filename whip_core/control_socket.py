@@ -39,15 +39,15 @@ def folders(environ: Mapping[str, str] = os.environ) -> list[Path]:
 
 
 def running(environ: Mapping[str, str] = os.environ) -> list[Path]:
-    """The sockets of brokers that run, as far as this user may see them."""
-    found: list[Path] = []
+    """The sockets of brokers that run: this user's own, else what else this user may open."""
     for folder in folders(environ):
         try:
             paths = sorted(folder.glob("*.sock"))
         except OSError:
             continue
-        found += [path for path in paths if answers(path)]
-    return found
+        if found := [path for path in paths if answers(path)]:
+            return found
+    return []
 
 
 def bind(path: Path, *, in_default_folder: bool) -> socket.socket:

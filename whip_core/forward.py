@@ -80,11 +80,7 @@ async def forwarding(
     listener = _Listener(spec.target, dial)
     loop = asyncio.get_running_loop()
     if spec.path is not None:
-        servers = [
-            await loop.create_unix_server(
-                listener.accept, sock=bind_unix(spec.path, "choose another path")
-            )
-        ]
+        servers = [await loop.create_unix_server(listener.accept, sock=bind_unix(spec.path))]
         address: tuple[str, int] | Path = spec.path
     else:
         if not is_loopback(spec.host):

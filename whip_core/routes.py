@@ -57,12 +57,16 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A body that is a generator is sent piece by piece, until it ends or the client goes."""
+    """A body that is a generator is sent piece by piece, and closed if the client goes.
+
+    `is_endless` says that it goes on until then: the client has nothing more to ask.
+    """
 
     body: bytes | AsyncGenerator[bytes, None] = b""
     status: int = 200
     content_type: str = TEXT
     headers: tuple[tuple[str, str], ...] = ()
+    is_endless: bool = False
 
     @classmethod
     def text(cls, text: str, status: int = 200) -> Response:

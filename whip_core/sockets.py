@@ -141,16 +141,17 @@ def _bind_one(host: str, port: int) -> socket.socket:
     return sock
 
 
-def bind_unix(path: Path, remedy: str) -> socket.socket:
+def bind_unix(path: Path, remedy: str = "choose another path") -> socket.socket:
     """A unix socket at `path`, for this user only; a stale one there is replaced.
 
-    Raises `SettingsError` that ends with `remedy`.
+    Raises `SettingsError` that ends with `remedy`, which says what to do.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if path.exists() and stat.S_ISSOCK(path.stat().st_mode) and not answers(path):
             path.unlink()
-        os.fchmod(sock.fileno(), 0o600)  # on Linux the path has that mode from the start
+        # Linux makes the file with the socket's own mode: others never see it open.
+        os.fchmod(sock.fileno(), 0o600)
         sock.bind(str(path))
         path.chmod(0o600)
         sock.setblocking(False)

@@ -115,7 +115,7 @@ class WebServer:
         except (OSError, TimeoutError) as error:
             logger.debug("web client: %s", error)
             conversation.abort()
-        finally:
+        finally:  # also of a cancelled task: of one whose client has gone, or of all at the end
             self._connections -= 1
             writer.close()
 
@@ -207,18 +207,24 @@ class _Conversation:
         if request.method != "HEAD":
             if isinstance(body, bytes):
                 await self._write(h11.Data(data=body))
+            elif response.is_endless:
+                await self._send_until_gone(body)
             else:
-                await self._stream(body)
+                await self._send_pieces(body)
         await self._write(h11.EndOfMessage())
 
-    async def _stream(self, body: AsyncGenerator[bytes, None]) -> None:
-        # Who listens to events has nothing more to say: a read that ends is the client's end.
+    async def _send_pieces(self, body: AsyncGenerator[bytes, None]) -> None:
+        async with aclosing(body):
+            async for piece in body:
+                await self._write(h11.Data(data=piece))
+
+    async def _send_until_gone(self, body: AsyncGenerator[bytes, None]) -> None:
+        this = asyncio.current_task()
+        assert this is not None
         gone = self._tasks.spawn(self._reader.read(1), "web client's end")
-        gone.add_done_callback(lambda _: self.abort())
+        gone.add_done_callback(lambda task: task.cancelled() or this.cancel())
         try:
-            async with aclosing(body):
-                async for piece in body:
-                    await self._write(h11.Data(data=piece))
+            await self._send_pieces(body)
         finally:
             gone.cancel()
 
