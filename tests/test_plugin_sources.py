@@ -225,7 +225,12 @@ def test_one_that_cannot_be_had_says_so_in_one_line_and_hurts_no_other(
     assert whip("plugins").exit_code == 0
 
 
-def test_no_package_takes_the_place_of_a_command_of_ours(packages: Install) -> None:
+@pytest.mark.parametrize("is_first", [True, False])
+def test_no_package_takes_the_place_of_a_command_of_ours(
+    is_first: bool, packages: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = "import click\n@click.command()\ndef plugins():\n    click.echo('taken')\n"
     packages("thief", "[whip.commands]\nplugins = thief_command:plugins\n", thief_command=source)
+    if not is_first:
+        monkeypatch.setattr(sys, "path", [*sys.path[1:], sys.path[0]])
     assert "taken" not in whip("plugins").output
