@@ -160,6 +160,14 @@ def test_plugins_lists_what_is_loaded_from_where_with_hooks_and_settings(
     assert "zones" not in _listed("--no-plugin=zones")
 
 
+def test_built_in_plugins_that_options_bring_are_listed_too(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text('[[caller]]\nrule = "all"\nwho = "*"\n')
+    found = _listed("--outlier-ejection=true", f"--policy={policy}")
+    assert {"policy", "outlier-ejection"} <= found.keys()
+    assert "policy" not in _listed()
+
+
 def test_for_people_there_is_a_table(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(PICKER)
     result = whip("plugins", f"--plugin={tmp_path / 'mine.py'}")
