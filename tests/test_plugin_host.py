@@ -6,6 +6,7 @@ import logging
 import time
 import types
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -221,6 +222,27 @@ class _Clock:
             monkeypatch.setattr(time, name, lambda: self.now)
 
 
+def test_one_of_many_is_asked_with_the_same_care(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = _Clock(monkeypatch)
+
+    def picks(target: str) -> str:
+        clock.now += 0.25
+        return target
+
+    async def later() -> None: ...
+
+    found = host(plugin("slow", whip_pick=picks), plugin("late", whip_pick=lambda: later()))
+    late, slow = found.calls("whip_pick")
+    assert (slow.takes, slow.owner.__name__) == (("target",), "slow")  # type: ignore[attr-defined]
+    with caplog.at_level(logging.WARNING):
+        assert found.answer(slow, "x", [], None) == "x"
+    assert "plugin slow: whip_pick took 250 ms" in caplog.text
+    with pytest.raises(PluginFailed, match="plugin late: whip_pick gave something to await"):
+        found.answer(late, "x", [], None)
+
+
 def test_a_slow_hook_is_named_with_its_time_and_not_again_for_a_while(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -229,7 +251,17 @@ def test_a_slow_hook_is_named_with_its_time_and_not_again_for_a_while(
     def takes(seconds: float) -> None:
         clock.now += seconds
 
-    found = host(plugin("slow", whip_agent_left=lambda reason: takes(float(reason))))
+    @dataclass
+    class Slow:
+        """Like every dataclass that is not frozen, it has no hash."""
+
+        whip_name: str = "slow"
+
+        @hookimpl
+        def whip_agent_left(self, reason: str) -> None:
+            takes(float(reason))
+
+    found = host(Slow())
 
     def warnings() -> list[str]:
         return [record.getMessage() for record in caplog.records]

@@ -160,6 +160,14 @@ def test_plugins_lists_what_is_loaded_from_where_with_hooks_and_settings(
     assert "zones" not in _listed("--no-plugin=zones")
 
 
+def test_built_in_plugins_that_options_bring_are_listed_too(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text('[[caller]]\nrule = "all"\nwho = "*"\n')
+    found = _listed("--outlier-ejection=true", f"--policy={policy}")
+    assert {"policy", "outlier-ejection"} <= found.keys()
+    assert "policy" not in _listed()
+
+
 def test_for_people_there_is_a_table(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(PICKER)
     result = whip("plugins", f"--plugin={tmp_path / 'mine.py'}")
@@ -225,7 +233,12 @@ def test_one_that_cannot_be_had_says_so_in_one_line_and_hurts_no_other(
     assert whip("plugins").exit_code == 0
 
 
-def test_no_package_takes_the_place_of_a_command_of_ours(packages: Install) -> None:
+@pytest.mark.parametrize("is_first", [True, False])
+def test_no_package_takes_the_place_of_a_command_of_ours(
+    is_first: bool, packages: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = "import click\n@click.command()\ndef plugins():\n    click.echo('taken')\n"
     packages("thief", "[whip.commands]\nplugins = thief_command:plugins\n", thief_command=source)
+    if not is_first:
+        monkeypatch.setattr(sys, "path", [*sys.path[1:], sys.path[0]])
     assert "taken" not in whip("plugins").output

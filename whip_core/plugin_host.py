@@ -113,7 +113,7 @@ class PluginHost:
         self._calls: dict[str, tuple[Call, ...]] = dict.fromkeys(hookspecs.HOOKS, ())
         self._declared: dict[str, type] = {}
         self._filled: dict[str, object] = {}
-        self._quiet_until: dict[Call, float] = {}
+        self._quiet_until: dict[tuple[str, str], float] = {}
         self._started = False
 
     # Before anything listens
@@ -207,12 +207,16 @@ class PluginHost:
 
     def answer(self, call: Call, *arguments: Any) -> Any:
         """What one of them answers. Raises `PluginFailed`."""
+        began = time.perf_counter()
         try:
             answer = call(arguments)
         except Exception as error:
             logger.exception("plugin %s: %s failed", call.plugin, call.hook)
             raise PluginFailed(f"plugin {call.plugin}: {call.hook} failed: {error!r}") from error
-        _check_is_there(call, answer)
+        if (seconds := time.perf_counter() - began) > SLOW:
+            self._was_slow(call, seconds)
+        if answer is not None:
+            _check_is_there(call, answer)
         return answer
 
     async def first_reason(self, hook: str, *arguments: Any) -> str | None:
@@ -257,9 +261,10 @@ class PluginHost:
 
     def _was_slow(self, call: Call, seconds: float) -> None:
         now = time.monotonic()
-        if now < self._quiet_until.get(call, 0.0):
+        named = (call.plugin, call.hook)  # the plugin itself may not be hashable
+        if now < self._quiet_until.get(named, 0.0):
             return
-        self._quiet_until[call] = now + SLOW_AGAIN
+        self._quiet_until[named] = now + SLOW_AGAIN
         logger.warning(
             "plugin %s: %s took %.0f ms, and everything waited (said once in %g s)",
             call.plugin,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
@@ -18,11 +19,14 @@ from whip_core.plugin_host import Described, PluginHost
 from whip_core.plugin_sources import AGENT_GROUP, PluginOptions
 from whip_core.settings import BrokerSettings
 
-OPTIONS = tuple(
-    each
-    for each in BROKER_OPTIONS
-    if each.name in ("whip_picker", "whip_plugins", "whip_no_plugins", "whip_plugin_set")
+OF_PLUGINS = frozenset(
+    f"whip_{name}"
+    for name in (
+        *("picker", "policy", "outlier_ejection"),  # which of the built-in ones there are
+        *("plugins", "no_plugins", "plugin_set"),
+    )
 )
+OPTIONS = tuple(each for each in BROKER_OPTIONS if each.name in OF_PLUGINS)
 
 
 @click.command()
@@ -39,7 +43,7 @@ def plugins(as_json: bool, agent: bool, **values: Any) -> None:
     """List the plugins that a broker with these options would have; nothing is started."""
     options = read_plugins(values)
     try:
-        found = _of_agent(options) if agent else _of_broker(options, values["whip_picker"])
+        found = _of_agent(options) if agent else _of_broker(options, values)
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
     if as_json:
@@ -49,9 +53,15 @@ def plugins(as_json: bool, agent: bool, **values: Any) -> None:
         click.echo(line)
 
 
-def _of_broker(options: PluginOptions, picker: str) -> list[Described]:
+def _of_broker(options: PluginOptions, values: Mapping[str, Any]) -> list[Described]:
+    policy = values["whip_policy"]
+    settings = BrokerSettings(
+        picker=values["whip_picker"],
+        policy=Path(policy).expanduser() if policy else None,
+        outlier_ejection=values["whip_outlier_ejection"],
+    )
     broker = Broker(
-        BrokerSettings(picker=picker),
+        settings,
         plugins=options.load(),
         plugin_settings=options.read_settings(),
     )
