@@ -39,9 +39,10 @@ LAYERS = {
         "client_agent": "control_client discovery egress_tunnel local parker reverse",
     },
     3: {  # assembly
-        "whip_core": "__init__ audit broker broker_options cli commands.__init__ commands.* dialer"
-        " metrics options plugin_sources plugins public pytest_plugin testing.__init__ testing.*",
-        "client_agent": "__init__ agent command plugins session testing worker",
+        "whip_core": "__init__ audit broker broker_options checkup cli commands.__init__"
+        " commands.* dialer metrics options plugin_sources plugins public pytest_plugin"
+        " testing.__init__ testing.*",
+        "client_agent": "__init__ agent command doctor plugins session testing worker",
         "whip_addon": "__init__ *",
     },
 }
@@ -58,9 +59,9 @@ GENERATED = "whip_core.wire"
 
 # What both ends of the tunnel need: all that the agent may know of whip_core.
 SHARED_WITH_THE_AGENT = (
-    "certificates channel control control_state control_wire credentials errors framed frames"
-    " hookspecs local_request metrics names options outbox parking plugin_host plugin_settings"
-    " plugin_sources preamble raw relay settings tasks tls tls_transport"
+    "certificates channel checkup control control_state control_wire credentials errors framed"
+    " frames hookspecs local_request metrics names options outbox parking plugin_host"
+    " plugin_settings plugin_sources preamble raw relay settings tasks tls tls_transport"
 )
 # These could be lifted out of the project nearly as they are.
 AGENT_LOGIC = {
