@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
 import logging
 import math
 import os
@@ -66,8 +68,8 @@ logger = logging.getLogger(__name__)
     "--reverse-host",
     multiple=True,
     metavar="HOST",
-    help="A host (*.name: any of one label) that brokers may have us connect back to, besides "
-    "the endpoint's own and the one each broker tells; repeatable.",
+    help="A host (*.name: any of one label; an address or network) that brokers may have us "
+    "connect back to, besides the endpoint's own and the one each broker tells; repeatable.",
 )
 @option(
     "--egress-proxy",
@@ -176,8 +178,14 @@ def _name(hostname: str, domain: str) -> AgentName:
 
 
 def _patterns(texts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(_pattern(text) for text in texts)
+
+
+def _pattern(text: str) -> str:
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.ip_network(text.strip("[]"), strict=False))
     try:
-        return tuple(dns_pattern(text) for text in texts)
+        return dns_pattern(text)
     except ValueError as error:
         raise SettingsError(f"--reverse-host: {error}") from error
 
