@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
 import logging
 import math
 import os
 import signal
 import socket
+from typing import Any
 
 import click
 
@@ -68,8 +71,8 @@ logger = logging.getLogger(__name__)
     "--reverse-host",
     multiple=True,
     metavar="HOST",
-    help="A host (*.name: any of one label) that brokers may have us connect back to, besides "
-    "the endpoint's own and the one each broker tells; repeatable.",
+    help="A host (*.name: any of one label; an address or network) that brokers may have us "
+    "connect back to, besides the endpoint's own and the one each broker tells; repeatable.",
 )
 @option(
     "--egress-proxy",
@@ -85,48 +88,18 @@ logger = logging.getLogger(__name__)
 )
 @common_options(metrics_listen="127.0.0.1:9465")
 def client(
-    endpoints: tuple[str, ...],
-    hostname: str | None,
-    domain: str,
-    ports: tuple[str, ...],
-    label: tuple[str, ...],
-    drain_timeout: float,
+    log_level: str,
     plugin: tuple[str, ...],
     no_plugin: tuple[str, ...],
     plugin_set: tuple[str, ...],
-    reverse_host: tuple[str, ...],
-    egress_proxy: str | None,
-    max_brokers: int,
-    log_level: str,
-    metrics_listen: str,
-    tls: bool,
-    tls_key_path: str | None,
-    tls_cert_path: str | None,
-    tls_ca_cert_path: str | None,
-    tls_crl_path: str | None,
-    allow_plaintext: bool,
+    **values: Any,
 ) -> None:
     """Register this host's service at every broker behind each ENDPOINT (host:port)."""
     set_up_logging(log_level)
-    files = tls_files(tls, tls_key_path, tls_cert_path, tls_ca_cert_path, tls_crl_path)
     try:
-        listen_address(metrics_listen)
-        if not math.isfinite(drain_timeout):
-            raise SettingsError(f"--drain-timeout: {drain_timeout} is not a number of seconds")
-        if files is not None:
-            check_files(files, Role.AGENT)
-        settings = AgentSettings(
-            name=_name(hostname or socket.gethostname(), domain),
-            exposure=parse_exposure(ports),
-            endpoints=tuple(Endpoint.parse(text) for text in endpoints),
-            tls=files,
-            allow_plaintext=allow_plaintext,
-            labels=_labels(label),
-            drain_timeout=drain_timeout,
-            reverse_hosts=_patterns(reverse_host),
-            egress=egress_of(egress_proxy, os.environ),
-            max_brokers=max_brokers,
-        )
+        settings = read_settings(**values)
+        if settings.tls is not None:
+            check_files(settings.tls, Role.AGENT)
         plugins = PluginOptions(plugin, no_plugin, plugin_set)
         agent = Agent(
             settings,
@@ -135,7 +108,46 @@ def client(
         )
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
-    run(_serve(agent, metrics_listen, was_given("metrics_listen")), log_level)
+    run(_serve(agent, values["metrics_listen"], was_given("metrics_listen")), log_level)
+
+
+def read_settings(
+    *,
+    endpoints: tuple[str, ...],
+    hostname: str | None,
+    domain: str,
+    ports: tuple[str, ...],
+    label: tuple[str, ...],
+    drain_timeout: float,
+    reverse_host: tuple[str, ...],
+    egress_proxy: str | None,
+    max_brokers: int,
+    metrics_listen: str,
+    tls: bool,
+    tls_key_path: str | None,
+    tls_cert_path: str | None,
+    tls_ca_cert_path: str | None,
+    tls_crl_path: str | None,
+    allow_plaintext: bool,
+    **_: Any,
+) -> AgentSettings:
+    """The options' values, checked; raises `SettingsError`, or `click.UsageError` about TLS."""
+    files = tls_files(tls, tls_key_path, tls_cert_path, tls_ca_cert_path, tls_crl_path)
+    listen_address(metrics_listen)
+    if not math.isfinite(drain_timeout):
+        raise SettingsError(f"--drain-timeout: {drain_timeout} is not a number of seconds")
+    return AgentSettings(
+        name=_name(hostname or socket.gethostname(), domain),
+        exposure=parse_exposure(ports),
+        endpoints=tuple(Endpoint.parse(text) for text in endpoints),
+        tls=files,
+        allow_plaintext=allow_plaintext,
+        labels=_labels(label),
+        drain_timeout=drain_timeout,
+        reverse_hosts=_patterns(reverse_host),
+        egress=egress_of(egress_proxy, os.environ),
+        max_brokers=max_brokers,
+    )
 
 
 async def _serve(agent: Agent, metrics_listen: str, chosen: bool) -> None:
@@ -176,8 +188,14 @@ def _name(hostname: str, domain: str) -> AgentName:
 
 
 def _patterns(texts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(_pattern(text) for text in texts)
+
+
+def _pattern(text: str) -> str:
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.ip_network(text.strip("[]"), strict=False))
     try:
-        return tuple(dns_pattern(text) for text in texts)
+        return dns_pattern(text)
     except ValueError as error:
         raise SettingsError(f"--reverse-host: {error}") from error
 

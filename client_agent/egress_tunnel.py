@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 import socket
 import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -44,6 +46,16 @@ async def connect(egress: EgressProxy, host: str, port: int) -> socket.socket:
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
+
+
+@asynccontextmanager
+async def way_out(egress: EgressProxy | None, host: str, port: int) -> AsyncIterator[Bridge | None]:
+    """A bridge to `host:port` if the proxy carries it; None means that gRPC goes directly."""
+    if egress is None or not egress.carries(host):
+        yield None
+        return
+    async with Bridge(egress, host, port) as bridge:
+        yield bridge
 
 
 class Bridge:

@@ -18,7 +18,10 @@ from whip_core.settings import is_loopback
 
 
 class Reach:
-    """What one session allows its broker. `also` are names and `*.names` that are allowed too."""
+    """What one session allows its broker.
+
+    `also` are allowed too: names, `*.names`, addresses and networks.
+    """
 
     def __init__(self, endpoint: Endpoint, address: Address, also: Sequence[str] = ()) -> None:
         self._own = {endpoint.host, endpoint.tls_name, address.ip}
@@ -32,7 +35,7 @@ class Reach:
 
     def is_own(self, host: str) -> bool:
         """Whether `host` is one that the agent itself was started with, or found behind it."""
-        return _normal(host) in self._own or covers(self._also, host)
+        return _normal(host) in self._own or any(_matches(each, host) for each in self._also)
 
     def refusal(self, host: str, port: int) -> str | None:
         """Why there will be no connection to `host:port`; None if there may be one."""
@@ -50,6 +53,40 @@ class Reach:
         if (host, port) != self._told:
             return f"{host}:{port} is not where this broker said that it listens"
         return None
+
+    def neighbour_refusal(self, host: str, port: int) -> str | None:
+        """The same for a place that is another broker's, for which this one vouches.
+
+        Brokers of one fabric are siblings: their names lie below the endpoint's, or beside
+        it (never by what the broker told, which may be any name of the private network).
+        Anything else is for the agent's operator to allow.
+        """
+        refusal = self.refusal(host, port)
+        if refusal is None or not host or not 1 <= port <= 65535:
+            return refusal
+        if _is_local(host):
+            return None if self._is_local else refusal
+        names = {each for each in self._own if not _is_address(each)}
+        parents = names | {name.partition(".")[2] for name in names}
+        parent = _normal(host).partition(".")[2]
+        if not _is_address(host) and "." in parent and parent in parents:
+            return None
+        return f"{host} is no sibling of this broker; --reverse-host={host} would allow it"
+
+
+def _matches(pattern: str, host: str) -> bool:
+    try:
+        return ipaddress.ip_address(_normal(host)) in ipaddress.ip_network(pattern, strict=False)
+    except (ValueError, TypeError):
+        return covers([pattern], host)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(_normal(host))
+    except ValueError:
+        return False
+    return True
 
 
 def _is_local(host: str) -> bool:

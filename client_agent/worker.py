@@ -10,7 +10,7 @@ from typing import Protocol
 
 from client_agent.backoff import Backoff
 from client_agent.control_client import ControlClient, ControlClosed
-from client_agent.egress_tunnel import Bridge
+from client_agent.egress_tunnel import way_out
 from client_agent.endpoints import Address, Endpoint
 from client_agent.plugins import AgentPlugins
 from client_agent.reach import Reach
@@ -162,15 +162,12 @@ class Worker:
 
         What the proxy says takes the place of what gRPC makes of it.
         """
-        egress = self._settings.egress
-        if egress is None or not egress.carries(self.address.ip):
-            yield None
-            return
-        async with Bridge(egress, self.address.ip, self.address.port) as bridge:
+        ip, port = self.address.ip, self.address.port
+        async with way_out(self._settings.egress, ip, port) as bridge:
             try:
-                yield bridge.target
+                yield bridge.target if bridge else None
             except ControlClosed as closed:
-                if bridge.failure is None:
+                if bridge is None or bridge.failure is None:
                     raise
                 why = f"last error: {self.address}: {bridge.failure}"
                 raise ControlClosed(closed.status, why) from closed

@@ -39,10 +39,10 @@ LAYERS = {
         "client_agent": "control_client discovery egress_tunnel local parker reverse",
     },
     3: {  # assembly
-        "whip_core": "__init__ audit broker broker_options cli commands.__init__ commands.*"
-        " control_call dialer metrics monitor operating options plugin_sources plugins public"
-        " pytest_plugin status testing.__init__ testing.*",
-        "client_agent": "__init__ agent command plugins session testing worker",
+        "whip_core": "__init__ audit broker broker_options checkup cli commands.__init__"
+        " commands.* control_call dialer metrics monitor operating options plugin_sources plugins"
+        " public pytest_plugin status testing.__init__ testing.*",
+        "client_agent": "__init__ agent command doctor plugins session testing worker",
         "whip_addon": "__init__ *",
     },
 }
@@ -60,8 +60,8 @@ GENERATED = "whip_core.wire"
 
 # What both ends of the tunnel need: all that the agent may know of whip_core.
 SHARED_WITH_THE_AGENT = (
-    "certificates channel control control_state control_wire credentials errors framed frames"
-    " hookspecs local_request metrics monitor names options outbox parking plugin_host"
+    "certificates channel checkup control control_state control_wire credentials errors framed"
+    " frames hookspecs local_request metrics monitor names options outbox parking plugin_host"
     " plugin_settings plugin_sources preamble raw relay routes settings systemd tasks tls"
     " tls_transport"
 )

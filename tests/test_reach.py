@@ -65,3 +65,54 @@ def test_the_operator_may_allow_more() -> None:
     allowed.tell("reverse.example", 8000)
     assert allowed.refusal("b7.brokers.example", 8000) is None
     assert allowed.refusal("b7.eu.brokers.example", 8000) is not None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "host", "allowed"),
+    [
+        ("10.0.0.0/8", "10.1.2.3", True),
+        ("10.0.0.0/8", "11.1.2.3", False),
+        ("10.1.2.3/32", "10.1.2.3", True),
+        ("2001:db8::/32", "[2001:db8::1]", True),
+        ("10.0.0.0/8", "10.example", False),
+    ],
+)
+def test_the_operator_may_allow_addresses_and_networks(
+    pattern: str, host: str, allowed: bool
+) -> None:
+    reached = reach(ADDRESS.ip, pattern)
+    reached.tell("reverse.example", 8000)
+    assert (reached.refusal(host, 8000) is None) is allowed
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed"),
+    [
+        ("b7.brokers.eu.example", True),
+        ("b7.eu.example", True),
+        ("B7.EU.example.", True),
+        ("b7.us.example", False),
+        ("x.b7.eu.example", False),
+        ("sibling.of.told.example", False),
+        ("other.example", False),
+        ("10.0.0.5", False),
+        ("localhost", False),
+    ],
+)
+def test_another_broker_is_a_sibling_of_the_one_that_vouches_for_it(
+    host: str, allowed: bool
+) -> None:
+    reached = Reach(Endpoint.parse("brokers.eu.example"), ADDRESS)
+    reached.tell("told.of.told.example", 8000)
+    assert (reached.neighbour_refusal(host, 9000) is None) is allowed
+    assert reached.neighbour_refusal("told.of.told.example", 8000) is None
+    assert reached.neighbour_refusal(host, 0) is not None
+
+
+def test_names_of_one_label_have_no_siblings_and_local_brokers_have_local_ones() -> None:
+    flat = Reach(Endpoint.parse("broker"), Address("192.0.2.1", 1))
+    flat.tell("reverse.example", 8000)
+    assert flat.neighbour_refusal("database.example", 8000) is not None
+    near = reach("127.0.0.1")
+    near.tell("localhost", 8000)
+    assert near.neighbour_refusal("127.0.0.1", 9000) is None

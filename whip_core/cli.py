@@ -12,10 +12,12 @@ DISTRIBUTION = "whip-tunnel"
 
 
 class CommandsByEntryPoint(click.Group):
-    """A group whose commands are the entry points of `whip.commands`."""
+    """A group whose commands are the entry points of `entry_point_group`."""
+
+    entry_point_group = GROUP
 
     def _found(self) -> dict[str, EntryPoint]:
-        points = entry_points(group=GROUP)
+        points = entry_points(group=self.entry_point_group)
         own = (point for point in points if point.dist and point.dist.name == DISTRIBUTION)
         # Last, so that no other package's command can stand in the place of one of ours.
         return {point.name: point for point in (*points, *own)}

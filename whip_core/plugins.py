@@ -49,6 +49,12 @@ class Plugins:
         for plugin in plugins:
             self._host.register(plugin)
         self._host.configure(settings or PluginSettings())
+        self.go_by_caller = any(
+            self._goes_by_caller(call, None)
+            for hook in ("whip_resolve", "whip_pick")
+            for call in self._host.calls(hook)
+        )
+        """Whether any of them resolves or picks by who asks."""
 
     def start(self, registry: object) -> None:
         """Tell them their settings, and where their metrics go. Raises `SettingsError`."""
@@ -93,15 +99,6 @@ class Plugins:
         if found is None:
             raise PluginError(f"{target}: no plugin picked one of {len(candidates)} agents")
         return Picked(*found)
-
-    @property
-    def go_by_caller(self) -> bool:
-        """Whether any of them resolves or picks by who asks."""
-        return any(
-            self._goes_by_caller(call, None)
-            for hook in ("whip_resolve", "whip_pick")
-            for call in self._host.calls(hook)
-        )
 
     def pick_by_caller(
         self, target: Target, candidates: Sequence[AgentView], caller: Caller
