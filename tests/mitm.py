@@ -45,6 +45,7 @@ class FakeBroker:
     services: dict[str, int | DialError] = field(default_factory=dict)
     known: frozenset[str] = frozenset()
     """Names that are whip's although nothing serves them."""
+    broker_id: str = "fake"
     control_port: int = 50051
     reverse_port: int = 8000
     metrics: Counts = field(default_factory=Counts)

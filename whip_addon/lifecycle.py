@@ -39,6 +39,7 @@ from whip_addon.draining import Draining, on_signal
 from whip_addon.ending import end_clients
 from whip_addon.forwarded import Forwarded
 from whip_addon.guard import Guard
+from whip_addon.labels import Labels
 from whip_addon.passthrough import Passthrough
 from whip_addon.plugin_addons import PluginAddons
 from whip_addon.responses import Responses, Told
@@ -121,7 +122,8 @@ class WhipAddon:
         callers = Callers(self._request_id_header)
         self._broken = BrokenStreams()
         self._reuse = Reuse(lambda: self._broker, callers)
-        self._dialer = Dialer(self._ready, self._rules, callers, self._broken, self._reuse)
+        labels = Labels()
+        self._dialer = Dialer(self._ready, self._rules, callers, self._broken, self._reuse, labels)
         self._draining = Draining(self._dialer.agent_leaves)
         self._door = Door(callers.prove_names)
         self._brought = PluginAddons()
@@ -137,6 +139,7 @@ class WhipAddon:
             Forwarded(self._routes),
             self._broken,
             self._draining,
+            labels,
             Counting(self._counts),
             self._brought,
         ]
