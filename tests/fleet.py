@@ -69,13 +69,13 @@ class Fleet:
 
 @asynccontextmanager
 async def fleet(
-    services: Mapping[str, Handler],
+    services: Mapping[str, Handler | int],
     *scripts: object,
     tls: bool = False,
     mode: Sequence[str] = ("regular",),
     **options: Any,
 ) -> AsyncIterator[Fleet]:
-    """`services` says what each `hostname.domain` serves, on its agent's only port."""
+    """`services` says what each `hostname.domain` serves, or the port of what runs already."""
     brokers: list[Broker] = []
 
     def factory(settings: BrokerSettings, plugins: Sequence[str]) -> Broker:
@@ -98,8 +98,12 @@ async def fleet(
             proxy(None, ended, *scripts, addon=addon, mode=mode, **ports | options)
         )
         [broker] = brokers
-        for name, handler in services.items():
-            port = await stack.enter_async_context(service(handler))
+        for name, served in services.items():
+            port = (
+                served
+                if isinstance(served, int)
+                else await stack.enter_async_context(service(served))
+            )
             hostname, _, domain = name.partition(".")
             changes: dict[str, Any] = {"tls": client_files(f"*.{domain}")} if tls else {}
             settings = agent_settings(

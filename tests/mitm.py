@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from programs import path_of
 from whip_addon.lifecycle import WhipAddon
-from whip_core.agents import RequestFinished
+from whip_core.agents import AgentView, RequestFinished
 from whip_core.caller import NOBODY, Caller
 from whip_core.errors import DialError, UnknownName
 from whip_core.plugin_sources import PluginOptions
@@ -46,6 +46,7 @@ class FakeBroker:
     known: frozenset[str] = frozenset()
     """Names that are whip's although nothing serves them."""
     broker_id: str = "fake"
+    agents: list[AgentView] = field(default_factory=list)
     control_port: int = 50051
     reverse_port: int = 8000
     metrics: Counts = field(default_factory=Counts)
@@ -91,6 +92,9 @@ class FakeBroker:
 
     async def drain(self, timeout: float) -> None:
         pass
+
+    def kick(self, name: str) -> bool:
+        return False
 
     def routes(self, host: str) -> bool:
         name = host.lower().removesuffix(".")

@@ -14,8 +14,11 @@ from mitmproxy.connection import Server
 from whip_addon.answers import Answer, DialFailed
 from whip_addon.broken import BrokenStreams
 from whip_addon.callers import Callers
-from whip_addon.facts import Facts, facts_of
+from whip_addon.facts import INSTANCE, Facts, facts_of
+from whip_addon.faults import Faults
+from whip_addon.faulty import FaultyStream
 from whip_addon.labels import Labels
+from whip_addon.pins import Pins
 from whip_addon.reuse import Directs, Reuse
 from whip_addon.routing import ALLOW_HINT, Route, route
 from whip_core.agents import DialFinished
@@ -67,6 +70,8 @@ class Dialer:
         broken: BrokenStreams,
         reuse: Reuse,
         labels: Labels,
+        pins: Pins,
+        faults: Faults,
     ) -> None:
         self._broker = broker
         self._rules = rules
@@ -74,6 +79,8 @@ class Dialer:
         self._broken = broken
         self._reuse = reuse
         self._labels = labels
+        self._pins = pins
+        self._faults = faults
         self._dialled: weakref.WeakKeyDictionary[Server, Any] = weakref.WeakKeyDictionary()
 
     async def dial(
@@ -124,7 +131,9 @@ class Dialer:
                 return opened
             hint = ALLOW_HINT if way is Route.ASK else ""
             caller = self._callers.current()
-            opened = await broker.open_connection(host, port, caller=caller, wait=rules.wait)
+            opened = await broker.open_connection(
+                self._pins.dialled_as(host), port, caller=caller, wait=rules.wait
+            )
         except UnknownName as error:
             raise DialFailed(Answer.to(error, hint, _facts(error.dial, broker_id))) from error
         except DialError as error:
@@ -135,8 +144,11 @@ class Dialer:
         if client is not None and server is not None and dialled is not None:
             self._reuse.opened(client, server, dialled, caller)
         facts = _facts(dialled, broker_id)
-        if server is not None and facts is not None:
-            self._labels.dialled(server, facts)
+        if facts is not None:
+            if server is not None:
+                self._labels.dialled(server, facts)
+            faulty = FaultyStream(self._faults, str(facts[INSTANCE]), *opened)
+            opened = faulty.reader, faulty.writer
         return self._broken.watch(*opened, client=client, server=server)
 
     def _mark(self, writer: asyncio.StreamWriter | None) -> None:

@@ -233,6 +233,20 @@ class Broker:
         """Told by the proxy that this broker is in, for the plugins."""
         self.plugins.request_finished(request)
 
+    def kick(self, name: str) -> bool:
+        """End the session of the agent `name`; False if there is none of that name.
+
+        Its streams go on. An agent of ours registers again, as after any end.
+        """
+        try:
+            session = self._registry.get(normalize(name))
+        except ValueError:
+            return False
+        if session is None:
+            return False
+        self._end(session, RegistrationError("an operator ended the session", code="kicked"))
+        return True
+
     def _parked_by_domain(self) -> dict[str, int]:
         parked: dict[str, int] = {}
         for session in self._registry:
