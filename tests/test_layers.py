@@ -39,8 +39,9 @@ LAYERS = {
         "client_agent": "control_client discovery egress_tunnel local parker reverse",
     },
     3: {  # assembly
-        "whip_core": "__init__ audit broker broker_options cli commands.__init__ commands.* dialer"
-        " metrics options plugin_sources plugins public pytest_plugin testing.__init__ testing.*",
+        "whip_core": "__init__ aiohttp audit broker broker_options cli commands.__init__"
+        " commands.* dialer httpx metrics options plugin_sources plugins public pytest_plugin"
+        " testing.__init__ testing.*",
         "client_agent": "__init__ agent command plugins session testing worker",
         "whip_addon": "__init__ *",
     },
