@@ -93,8 +93,8 @@ class FakeBroker:
     async def drain(self, timeout: float) -> None:
         pass
 
-    def kick(self, name: str) -> bool:
-        return False
+    def kick(self, name: str) -> None:
+        raise UnknownName(f"nobody is registered as {name}")
 
     def routes(self, host: str) -> bool:
         name = host.lower().removesuffix(".")

@@ -18,6 +18,7 @@ from tunnel import Handler, Log, echo, run, until
 from whip_addon.facts import FAULT, INSTANCE
 from whip_addon.labels import FAULT_MARKER
 from whip_addon.prompt import FaultText, Name
+from whip_core.errors import UnknownName
 
 ONE, TWO, THREE = (f"instance{number}.testdom" for number in (1, 2, 3))
 
@@ -113,8 +114,9 @@ def test_kick_ends_the_session_and_the_agent_comes_back() -> None:
             await until(lambda: len(it.broker.agents) == 1)
             [after] = it.broker.agents
             assert before.session_id != after.session_id
-            assert not it.broker.kick("nobody.testdom")
-            assert not it.broker.kick("not a name")
+            for wrong in ("nobody.testdom", "not a name"):
+                with pytest.raises(UnknownName):
+                    it.broker.kick(wrong)
 
     run(main())
 

@@ -36,7 +36,7 @@ class Agents(Protocol):
 
     @property
     def agents(self) -> list[AgentView]: ...
-    def kick(self, name: str) -> bool: ...
+    def kick(self, name: str) -> None: ...
 
 
 class Name(str):
@@ -140,10 +140,9 @@ class Prompt:
     @command.command("whip.kick")
     def kick(self, instance: Name) -> None:
         """End an agent's session; its streams go on, and it registers again."""
-        found = self._instance(instance)
-        broker = self._broker()
-        if broker is None or not broker.kick(found):
-            raise CommandError(f"{found} has just left")
+        found, broker = self._instance(instance), self._broker()
+        assert broker is not None  # it has just told who is registered
+        broker.kick(found)
         _alert(f"{found}: session ended")
 
     @command.command("whip.fault")

@@ -32,7 +32,12 @@ from whip_core.certificates import Role
 from whip_core.control_server import ControlServer, ControlStream
 from whip_core.credentials import Credentials
 from whip_core.dialer import Dialer
-from whip_core.errors import RegistrationError, RemoteProtocolError, SettingsError
+from whip_core.errors import (
+    RegistrationError,
+    RemoteProtocolError,
+    SettingsError,
+    UnknownName,
+)
 from whip_core.forward import ForwardSpec, forwarding
 from whip_core.metrics import BrokerMetrics
 from whip_core.names import AgentName, Target, check_labels, check_port, is_within, normalize
@@ -233,19 +238,18 @@ class Broker:
         """Told by the proxy that this broker is in, for the plugins."""
         self.plugins.request_finished(request)
 
-    def kick(self, name: str) -> bool:
-        """End the session of the agent `name`; False if there is none of that name.
+    def kick(self, name: str) -> None:
+        """End an agent's session: its name is free, streams that run may finish.
 
-        Its streams go on. An agent of ours registers again, as after any end.
+        The agent is told and may come back. Raises `UnknownName` if nobody has the name.
         """
         try:
             session = self._registry.get(normalize(name))
-        except ValueError:
-            return False
+        except ValueError as error:
+            raise UnknownName(str(error)) from error
         if session is None:
-            return False
-        self._end(session, RegistrationError("an operator ended the session", code="kicked"))
-        return True
+            raise UnknownName(f"no agent is registered as {normalize(name)}")
+        self._end(session, RegistrationError("ended by the operator", code="kicked"))
 
     def _parked_by_domain(self) -> dict[str, int]:
         parked: dict[str, int] = {}
