@@ -17,6 +17,7 @@ from mitm import Proxy, proxy
 from tunnel import Handler, agent_settings, client_files, running, server_files, service
 from whip_addon.lifecycle import WhipAddon
 from whip_core import Broker, BrokerSettings
+from whip_core.plugin_sources import PluginOptions
 
 
 class Ended:
@@ -78,7 +79,7 @@ async def fleet(
     """`services` says what each `hostname.domain` serves, or the port of what runs already."""
     brokers: list[Broker] = []
 
-    def factory(settings: BrokerSettings, plugins: Sequence[str]) -> Broker:
+    def factory(settings: BrokerSettings, plugins: PluginOptions) -> Broker:
         brokers.append(Broker(settings))
         return brokers[0]
 
