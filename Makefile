@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint proto proto-check clean bench bench-quick soak screenshots
+.PHONY: help demo test lint docs proto proto-check clean bench bench-quick soak screenshots
 
 # In order of preference: the tests and mypy look at the oldest first.
 PYTHONS := 3.11 3.12 3.13 3.14
@@ -25,6 +25,10 @@ lint: .venv/.dev ## ruff and mypy
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+docs: .venv/.dev ## the documentation into build/docs, with its reference made from the code, links checked
+	.venv/bin/mkdocs build --strict --quiet
+	@echo "see build/docs/index.html"
 
 proto: .venv-codegen/.codegen ## generate whip_core/wire from proto/whip.proto
 	$(PROTOC) --python_out=whip_core/wire --pyi_out=whip_core/wire

@@ -46,6 +46,8 @@ class FakeBroker:
     services: dict[str, int | DialError] = field(default_factory=dict)
     known: frozenset[str] = frozenset()
     """Names that are whip's although nothing serves them."""
+    broker_id: str = "fake"
+    agents: list[AgentView] = field(default_factory=list)
     control_port: int = 50051
     reverse_port: int = 8000
     metrics: Counts = field(default_factory=Counts)
@@ -86,9 +88,6 @@ class FakeBroker:
     def running_bytes(self) -> dict[str, tuple[int, int]]:
         return {}
 
-    def kick(self, name: str) -> None:
-        raise UnknownName(name)
-
     def request_finished(self, request: RequestFinished) -> None:
         self.metrics.finished.append((request.status, request.protocol, request.error))
 
@@ -103,6 +102,9 @@ class FakeBroker:
 
     async def drain(self, timeout: float) -> None:
         pass
+
+    def kick(self, name: str) -> None:
+        raise UnknownName(f"nobody is registered as {name}")
 
     def routes(self, host: str) -> bool:
         name = host.lower().removesuffix(".")

@@ -39,9 +39,9 @@ LAYERS = {
         "client_agent": "control_client discovery egress_tunnel local parker reverse",
     },
     3: {  # assembly
-        "whip_core": "__init__ audit broker broker_options checkup cli commands.__init__"
-        " commands.* control_call dialer metrics monitor operating options plugin_sources plugins"
-        " public pytest_plugin status testing.__init__ testing.*",
+        "whip_core": "__init__ aiohttp audit broker broker_options checkup cli commands.__init__"
+        " commands.* control_call dialer httpx metrics monitor operating options plugin_sources"
+        " plugins public pytest_plugin status testing.__init__ testing.*",
         "client_agent": "__init__ agent command doctor plugins session testing worker",
         "whip_addon": "__init__ *",
     },

@@ -24,7 +24,7 @@ T = TypeVar("T")
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
-PACKAGES = ("whip_core", "client_agent")
+PACKAGES = ("whip_core", "client_agent", "whip_addon")
 PATIENCE = 60.0
 """Seconds after which a test has failed that waits for something: far more than any needs."""
 LAST_MOMENT = 5.0

@@ -32,6 +32,7 @@ from mitmproxy.proxy.layers import http as http_layers
 from mitmproxy.proxy.layers.http._events import RequestEndOfMessage
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
+from whip_addon.facts import Facts
 from whip_core.errors import DialError
 
 Method = Callable[..., Iterator[Any]]
@@ -40,20 +41,28 @@ Method = Callable[..., Iterator[Any]]
 class Answer(str):
     """The text of a failed dial, with the status to answer and the error's short name."""
 
-    __slots__ = ("http_status", "reason")
+    __slots__ = ("facts", "http_status", "reason")
     http_status: int
     reason: str
+    facts: Facts | None
+    """What the flow is labelled with, if the dial got as far as a broker."""
 
-    def __new__(cls, text: str, http_status: int, reason: str) -> Answer:
+    def __new__(
+        cls, text: str, http_status: int, reason: str, facts: Facts | None = None
+    ) -> Answer:
         answer = super().__new__(cls, text)
         answer.http_status = http_status
         answer.reason = reason
+        answer.facts = facts
         return answer
 
+    def __deepcopy__(self, memo: object) -> Answer:
+        return self  # mitmproxy copies a flow's state before it replays the flow
+
     @classmethod
-    def to(cls, error: DialError, hint: str = "") -> Answer:
+    def to(cls, error: DialError, hint: str = "", facts: Facts | None = None) -> Answer:
         text = f"{error}; {hint}" if hint else str(error)
-        return cls(text, error.http_status, error.reason)
+        return cls(text, error.http_status, error.reason, facts)
 
 
 class DialFailed(OSError):

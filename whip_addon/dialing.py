@@ -14,19 +14,31 @@ from mitmproxy.connection import Server
 from whip_addon.answers import Answer, DialFailed
 from whip_addon.broken import BrokenStreams
 from whip_addon.callers import Callers
+from whip_addon.facts import INSTANCE, Facts, facts_of
+from whip_addon.faults import Faults
+from whip_addon.faulty import FaultyStream
 from whip_addon.internal import connect, is_internal
+from whip_addon.labels import Labels
+from whip_addon.pins import Pins
 from whip_addon.reuse import Directs, Reuse
 from whip_addon.routing import ALLOW_HINT, Route, route
+from whip_core.agents import DialFinished
 from whip_core.caller import Caller
+from whip_core.dialer import Dial
 from whip_core.errors import DialError, UnknownName
 from whip_core.web import WebServer
 
 logger = logging.getLogger(__name__)
 
+DIAL = "whip"
+"""The extra information of a broker's stream that tells of its dial."""
+
 
 class Dials(Directs, Protocol):
     """What the dial needs of a `whip_core.Broker`."""
 
+    @property
+    def broker_id(self) -> str: ...
     def routes(self, host: str) -> bool: ...
 
     async def open_connection(
@@ -59,6 +71,9 @@ class Dialer:
         callers: Callers,
         broken: BrokenStreams,
         reuse: Reuse,
+        labels: Labels,
+        pins: Pins,
+        faults: Faults,
         status_page: Callable[[], WebServer | None] = lambda: None,
     ) -> None:
         self._broker = broker
@@ -67,6 +82,9 @@ class Dialer:
         self._callers = callers
         self._broken = broken
         self._reuse = reuse
+        self._labels = labels
+        self._pins = pins
+        self._faults = faults
         self._dialled: weakref.WeakKeyDictionary[Server, Any] = weakref.WeakKeyDictionary()
 
     async def dial(
@@ -96,9 +114,10 @@ class Dialer:
         self, host: str, port: int, local_addr: tuple[str, int] | None
     ) -> tuple[Any, Any]:
         rules = self._rules()
-        hint = ""
+        hint, broker_id = "", ""
         try:
             broker = await self._broker()
+            broker_id = broker.broker_id
             if is_internal(host) and (page := self._status_page()) is not None:
                 opened: tuple[Any, Any] = await connect(page, port)
                 self._mark(None)
@@ -118,19 +137,33 @@ class Dialer:
                 return opened
             hint = ALLOW_HINT if way is Route.ASK else ""
             caller = self._callers.current()
-            opened = await broker.open_connection(host, port, caller=caller, wait=rules.wait)
+            opened = await broker.open_connection(
+                self._pins.dialled_as(host), port, caller=caller, wait=rules.wait
+            )
         except UnknownName as error:
-            raise DialFailed(Answer.to(error, hint)) from error
+            raise DialFailed(Answer.to(error, hint, _facts(error.dial, broker_id))) from error
         except DialError as error:
-            raise DialFailed(Answer.to(error)) from error
+            raise DialFailed(Answer.to(error, facts=_facts(error.dial, broker_id))) from error
         self._mark(opened[1])
         client, server = self._callers.connecting()
-        dialled = opened[1].get_extra_info("whip")
+        dialled = opened[1].get_extra_info(DIAL)
         if client is not None and server is not None and dialled is not None:
             self._reuse.opened(client, server, dialled, caller)
+        facts = _facts(dialled, broker_id)
+        if facts is not None:
+            if server is not None:
+                self._labels.dialled(server, facts)
+            faulty = FaultyStream(self._faults, str(facts[INSTANCE]), *opened)
+            opened = faulty.reader, faulty.writer
         return self._broken.watch(*opened, client=client, server=server)
 
     def _mark(self, writer: asyncio.StreamWriter | None) -> None:
         _, server = self._callers.connecting()
         if server is not None:
             self._dialled[server] = writer
+
+
+def _facts(dial: object, broker_id: str) -> Facts | None:
+    if isinstance(dial, Dial):
+        dial = dial.finished(None)
+    return facts_of(dial, broker_id) if isinstance(dial, DialFinished) else None

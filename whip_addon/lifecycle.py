@@ -32,11 +32,15 @@ from whip_addon.dialing import Dialer, Dials, Rules
 from whip_addon.door import Door
 from whip_addon.draining import Draining, on_signal
 from whip_addon.ending import end_clients
+from whip_addon.faulty import FaultyAnswers
 from whip_addon.forwarded import Forwarded
 from whip_addon.guard import Guard
 from whip_addon.internal import is_internal
+from whip_addon.labels import Labels
 from whip_addon.passthrough import Passthrough
+from whip_addon.pins import Pins
 from whip_addon.plugin_addons import PluginAddons
+from whip_addon.prompt import Agents, Prompt
 from whip_addon.responses import Responses, Told
 from whip_addon.reuse import Reuse
 from whip_addon.routing import Route, route
@@ -58,7 +62,7 @@ logger = logging.getLogger(__name__)
 SHUTTING_DOWN = "whip is shutting down"
 
 
-class RunningBroker(Dials, Counts, Told, Watched, Protocol):
+class RunningBroker(Dials, Agents, Counts, Told, Watched, Protocol):
     """What the addon needs of a broker that runs: `whip_core.Broker`, or a test's own."""
 
     def mitmproxy_addons(self) -> Sequence[tuple[str, object]]: ...
@@ -115,8 +119,11 @@ class WhipAddon:
         callers = Callers(self._request_id_header)
         self._broken = BrokenStreams()
         self._reuse = Reuse(lambda: self._broker, callers)
+        labels, pins = Labels(), Pins()
+        prompt = Prompt(lambda: self._broker, pins)
         self._dialer = Dialer(
             *(self._ready, self._rules, callers, self._broken, self._reuse),
+            *(labels, pins, prompt.faults),
             status_page=lambda: self._status_page,
         )
         self._draining = Draining(self._dialer.agent_leaves)
@@ -134,6 +141,9 @@ class WhipAddon:
             Forwarded(self._routes),
             self._broken,
             self._draining,
+            labels,
+            FaultyAnswers(prompt.faults, labels),
+            prompt,
             Counting(self._counts),
             self._brought,
         ]

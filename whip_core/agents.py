@@ -126,6 +126,8 @@ class DialFinished:
     total_seconds: float
     failed: tuple[FailedAttempt, ...] = ()
     """The agents that were tried in vain; the last one too, if the dial failed by it."""
+    pick_seconds: float = 0.0
+    """What choosing the agent took, and asking whether it is allowed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,7 @@ class Dial:
     """What plugins made of the target."""
     candidate: Candidate[Session] | None = None
     resolve_seconds: float = 0.0
+    pick_seconds: float = 0.0
     open_seconds: float | None = None
     parked: bool = False
     failed: list[FailedAttempt] = field(default_factory=list)
@@ -87,6 +88,7 @@ class Dial:
             open_seconds=self.open_seconds,
             total_seconds=time.monotonic() - self.started,
             failed=tuple(self.failed),
+            pick_seconds=self.pick_seconds,
         )
 
 
@@ -158,7 +160,8 @@ class Dialer:
                 stream = await self._dial(dial, wait, self._timeout if timeout is None else timeout)
         except DialError as error:
             logger.info("%s failed: %s", dial, error)
-            self._plugins.dial_finished(dial.finished(error))
+            error.dial = dial.finished(error)
+            self._plugins.dial_finished(error.dial)
             raise
         self._opened(dial)
         return stream
@@ -202,10 +205,12 @@ class Dialer:
         deadline = time.monotonic() + timeout
         tried: set[Session] = set()
         while True:
+            picking = time.monotonic()
             candidate = self._pick(asked, candidates, dial.caller, tried)
             dial.candidate = candidate
             tried.add(candidate.session)
             await self._authorize(asked, candidate, dial.caller, deadline - time.monotonic())
+            dial.pick_seconds += time.monotonic() - picking
             patience = (deadline - time.monotonic()) / min(len(candidates), ATTEMPTS)
             try:
                 return await self._open(dial, candidate, patience)

@@ -37,6 +37,8 @@ class DialError(WhipError, OSError):
     reason = "other"
     http_status = 502
     """What a proxy answers its client when a dial fails so."""
+    dial: object = None
+    """The `whip_core.agents.DialFinished` of the dial, once a broker has begun one."""
 
 
 class UnknownName(DialError, ConnectionRefusedError):

@@ -56,10 +56,11 @@ OPEN_TO_ALL = frozenset({"/metrics", "/healthz", "/readyz"})
 class Watched(Protocol):
     """What is looked at: `whip_core.Broker`, or a test's own."""
 
-    broker_id: str
     settings: BrokerSettings
     activity: Activity
 
+    @property
+    def broker_id(self) -> str: ...
     @property
     def agents(self) -> list[AgentView]: ...
     @property

@@ -30,6 +30,11 @@ class TaskSet:
         if not task.cancelled() and (error := task.exception()):
             logger.error("%s failed: %r", task.get_name(), error, exc_info=error)
 
+    def cancel(self) -> None:
+        """Ask every task to end, from where nobody can wait for it."""
+        for task in self._tasks:
+            task.cancel()
+
     async def cancel_all(self) -> None:
         """Cancel every task and wait until all have ended."""
         while tasks := list(self._tasks):

@@ -306,7 +306,7 @@ class _Wire(asyncio.BufferedProtocol):
         self._flush()
         if self.transport.is_closing():
             return
-        if self._ended:
+        if self._ended or not self.transport.can_write_eof():
             self.transport.close()
             return
         try:
@@ -371,8 +371,63 @@ async def connect(
     Raises `OSError` (`ssl.SSLError` is one). Who the peer is beyond having a certificate
     from the context's CA is for the caller to check.
     """
+    wire, done = _client_wire(protocol, context, host, handshake_timeout)
     loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
+    if sock is not None:
+        plain, _ = await loop.create_connection(lambda: wire, sock=sock)
+    else:
+        plain, _ = await loop.create_connection(lambda: wire, host, port)
+    return await _established(wire, done, plain)
+
+
+async def start(
+    protocol: asyncio.Protocol,
+    transport: asyncio.Transport,
+    context: ssl.SSLContext,
+    *,
+    server_hostname: str,
+    handshake_timeout: float,
+) -> asyncio.Transport:
+    """Put TLS under `protocol` on a transport that is open already, a stream's as well.
+
+    Like `loop.start_tls` for a client, but on every event loop and transport. The transport
+    is the TLS's from here on: it is closed with it, and when the handshake fails. Raises
+    `OSError` (`ssl.SSLError` is one).
+    """
+    wire, done = _client_wire(protocol, context, server_hostname, handshake_timeout)
+    transport.set_protocol(_Fed(wire))
+    wire.connection_made(transport)
+    return await _established(wire, done, transport)
+
+
+class _Fed(asyncio.Protocol):
+    """Lets a transport that gives bytes feed a wire, which wants them in its buffer."""
+
+    takes_views = True
+
+    def __init__(self, wire: _Wire) -> None:
+        self._wire = wire
+        self.eof_received = wire.eof_received  # type: ignore[method-assign]
+        self.pause_writing = wire.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = wire.resume_writing  # type: ignore[method-assign]
+        self.connection_lost = wire.connection_lost  # type: ignore[method-assign]
+
+    def data_received(self, data: bytes) -> None:
+        view = memoryview(data)
+        for begin in range(0, len(view), READ_SIZE):
+            piece = view[begin : begin + READ_SIZE]
+            self._wire.get_buffer(len(piece))[: len(piece)] = piece
+            self._wire.buffer_updated(len(piece))
+
+
+def _client_wire(
+    protocol: asyncio.Protocol,
+    context: ssl.SSLContext,
+    server_hostname: str,
+    handshake_timeout: float,
+) -> tuple[_Wire, asyncio.Future[None]]:
+    """A client's wire, and the future that its handshake ends."""
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def ended(error: Exception | None) -> None:
         if done.done():
@@ -386,14 +441,16 @@ async def connect(
         protocol,
         context,
         server_side=False,
-        server_hostname=host,
+        server_hostname=server_hostname,
         handshake_timeout=handshake_timeout,
         on_handshake=ended,
     )
-    if sock is not None:
-        plain, _ = await loop.create_connection(lambda: wire, sock=sock)
-    else:
-        plain, _ = await loop.create_connection(lambda: wire, host, port)
+    return wire, done
+
+
+async def _established(
+    wire: _Wire, done: asyncio.Future[None], plain: asyncio.Transport
+) -> asyncio.Transport:
     try:
         await done
     except BaseException:

@@ -51,7 +51,7 @@ class Canary:
         if not chosen:
             return None
         self.picks.labels(str(marked).lower()).inc()
-        return random.choice(chosen)  # noqa: S311  # no secret
+        return random.choice(chosen)  # no secret
 
     def _is_canary(self, agent: AgentView) -> bool:
         return agent.labels.get(self.settings.label) == "true"
