@@ -18,7 +18,7 @@ from whip_core import broker_options
 from whip_core.errors import SettingsError
 from whip_core.names import check_port, normalize
 from whip_core.options import Failure, common_options, option, was_given
-from whip_core.settings import is_loopback
+from whip_core.settings import BrokerSettings, is_loopback
 
 ADDON = Path(__file__).with_name("addon.py")
 TOOLS = {"console": "mitmproxy", "web": "mitmweb", None: "mitmdump"}
@@ -120,7 +120,8 @@ def _check(chosen: dict[str, Any], host: str) -> None:
 
     try:
         checked = settings.read(chosen, settings.by_flag)
-        Broker(checked.broker)
+        if isinstance(checked.broker, BrokerSettings):
+            Broker(checked.broker)
         if checked.broker.tls is not None:
             check_files(checked.broker.tls)
         door_context(checked.door)

@@ -45,7 +45,8 @@ from whip_core import Broker, metrics
 from whip_core.errors import BrokerClosed, SettingsError, StreamCut, WhipError
 from whip_core.forward import ForwardSpec
 from whip_core.plugin_files import load_plugins
-from whip_core.settings import BrokerSettings, is_loopback
+from whip_core.remote import RemoteBroker
+from whip_core.settings import BrokerSettings, RemoteSettings, is_loopback
 from whip_core.tasks import TaskSet
 
 logger = logging.getLogger(__name__)
@@ -54,12 +55,8 @@ SHUTTING_DOWN = "whip is shutting down"
 
 
 class RunningBroker(Dials, Protocol):
-    """What the addon needs of a broker that runs: `whip_core.Broker`, or a test's own."""
+    """What the addon needs of a broker: `whip_core.Broker`, a `RemoteBroker`, a test's own."""
 
-    @property
-    def control_port(self) -> int: ...
-    @property
-    def reverse_port(self) -> int: ...
     @property
     def metrics(self) -> Any: ...
     def forwarding(
@@ -68,15 +65,18 @@ class RunningBroker(Dials, Protocol):
 
 
 BrokerFactory = Callable[
-    [BrokerSettings, Sequence[str]], AbstractAsyncContextManager[RunningBroker]
+    [BrokerSettings | RemoteSettings, Sequence[str]],
+    AbstractAsyncContextManager[RunningBroker],
 ]
 """Makes the broker from its settings and the plugins' names; entering it starts it."""
 
 
 def broker_of(
-    settings: BrokerSettings, plugins: Sequence[str]
+    settings: BrokerSettings | RemoteSettings, plugins: Sequence[str]
 ) -> AbstractAsyncContextManager[RunningBroker]:
-    """The real one. Raises `SettingsError`."""
+    """The real one, here or elsewhere. Raises `SettingsError`."""
+    if isinstance(settings, RemoteSettings):
+        return RemoteBroker(settings)
     return Broker(settings, plugins=load_plugins(plugins))
 
 

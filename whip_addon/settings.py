@@ -13,20 +13,23 @@ from whip_core.broker_options import (
     BROKER_OPTIONS,
     METRICS_LISTEN,
     OPTIONAL_TEXT,
+    REMOTE,
     TEXTS,
     Option,
     by_name,
     flags_of,
     read_broker,
+    read_remote,
     read_seconds,
     setting,
 )
 from whip_core.errors import SettingsError
 from whip_core.forward import ForwardSpec
-from whip_core.settings import BrokerSettings
+from whip_core.settings import BrokerSettings, RemoteSettings
 
 OPTIONS: tuple[Option, ...] = (
     *BROKER_OPTIONS,
+    REMOTE,
     setting("--fallback", bool, False, "Let hosts that are not whip's out directly."),
     setting("--passthrough", TEXTS, [],
             "A host (*.db.testdom) or host:port whose tunnelled connections are relayed, "
@@ -72,7 +75,8 @@ class DoorSettings:
 class AddonSettings:
     """Everything the addon needs, checked."""
 
-    broker: BrokerSettings
+    broker: BrokerSettings | RemoteSettings
+    """Those of the broker inside, or of one elsewhere."""
     door: DoorSettings
     plugins: tuple[str, ...]
     fallback: bool
@@ -100,7 +104,7 @@ def read(values: Mapping[str, Any], spell: Callable[[str], str] = by_name) -> Ad
     """Check the options' values. Raises `SettingsError`, naming options as `spell` does."""
     metrics_listen = values["whip_metrics_listen"]
     return AddonSettings(
-        broker=read_broker(values, spell),
+        broker=read_remote(values, spell) or read_broker(values, spell),
         door=_door(values, spell),
         plugins=tuple(values["whip_plugins"]),
         fallback=values["whip_fallback"],

@@ -7,24 +7,25 @@ import contextlib
 import logging
 import random
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
 
 from whip_core import control, settings
 from whip_core.agents import AgentView, Registration
 from whip_core.authorization import CertificateCoversName
 from whip_core.awaited import Awaited
-from whip_core.caller import NOBODY, Caller
+from whip_core.caller import Caller
 from whip_core.certificates import check_files, expires_at
 from whip_core.control_server import ControlServer, ControlStream
+from whip_core.dial_address import DialAddress
+from whip_core.dial_desk import DialDesk
+from whip_core.dial_socket import Admission, DialSocket
 from whip_core.dialer import Dialer
+from whip_core.dials import Dials
 from whip_core.errors import RegistrationError, RemoteProtocolError
-from whip_core.forward import ForwardSpec, forwarding
 from whip_core.metrics import BrokerMetrics
-from whip_core.names import AgentName, Target, check_labels, check_port, is_within, normalize
+from whip_core.names import AgentName, check_labels, check_port, is_within, normalize
 from whip_core.pickers import make_picker
 from whip_core.plugins import Plugins
 from whip_core.preamble import OldPreamble
@@ -32,20 +33,15 @@ from whip_core.registry import Contested, Joined, Registry
 from whip_core.reverse_listener import Arrival, ReverseListener
 from whip_core.session import Session
 from whip_core.stream import Stream
-from whip_core.stream_reader import BrokenLastReader
 from whip_core.tls import grpc_server_credentials, server_context
 
 logger = logging.getLogger(__name__)
 
 MAX_PORTS = 1024
 """Ports one agent may expose: far above any service, far below what would hurt to keep."""
-READER_LIMIT = 64 * 1024
-"""Octets a StreamReader holds before it stops reading (twice that): asyncio's own default."""
-
-ProtocolT = TypeVar("ProtocolT", bound=asyncio.BaseProtocol)
 
 
-class Broker:
+class Broker(Dials):
     """An async context manager: while it is open, agents register and can be dialled.
 
     At its end streams that still run are cut: their readers are told so.
@@ -72,6 +68,7 @@ class Broker:
         self._awaited: Awaited[Session] = Awaited()
         self._sessions_by_id: dict[str, Session] = {}
         self._dialer = Dialer(self._registry, self.plugins, settings.dial_timeout)
+        self._dial_socket: DialSocket | None = None
         self._stack = contextlib.AsyncExitStack()
         self.metrics.watch_parked(self._parked_by_domain)
 
@@ -100,6 +97,8 @@ class Broker:
                     grpc_server_credentials(files) if files else None,
                 )
             )
+            if self.settings.dial_listen:
+                self._dial_socket = await stack.enter_async_context(self._make_dial_socket())
             self._stack = stack.pop_all()
         self._dialer.closed = False
         logger.info(
@@ -142,6 +141,23 @@ class Broker:
         return self.settings.external_host, self.settings.external_port or self.reverse_port
 
     @property
+    def dial_addresses(self) -> list[DialAddress]:
+        """Where other processes can dial through this broker."""
+        return list(self._dial_socket.bound) if self._dial_socket is not None else []
+
+    def _make_dial_socket(self) -> DialSocket:
+        settings = self.settings
+        desk = DialDesk(self._dialer, lambda: self.agents, self._view, self._known_domains)
+        self.plugins.register(desk)
+        return DialSocket(
+            desk,
+            settings.dial_listen,
+            server_context(settings.tls) if settings.tls else None,
+            Admission(settings.dial_allow, settings.dial_trust),
+            handshake_timeout=settings.handshake_timeout,
+        )
+
+    @property
     def agents(self) -> list[AgentView]:
         """Every registered agent, as it is now."""
         return [session.view() for session in self._registry]
@@ -164,74 +180,17 @@ class Broker:
             return False
         return is_within(name, self._domains) or self._registry.is_ours(name)
 
-    # Dialling
+    async def _dial(
+        self, host: str, port: int, caller: Caller, wait: float, timeout: float | None
+    ) -> Stream:
+        return await self._dialer.dial(host, port, caller=caller, wait=wait, timeout=timeout)
 
-    async def open_connection(
-        self,
-        host: str,
-        port: int,
-        *,
-        caller: Caller = NOBODY,
-        wait: float = 0.0,
-        timeout: float | None = None,
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Like `asyncio.open_connection`: a reader and a writer of a stream to the service.
+    def _view(self, name: str) -> AgentView | None:
+        session = self._registry.get(name)
+        return session.view() if session is not None else None
 
-        Waits up to `wait` seconds for such an agent to appear, then takes up to `timeout`
-        seconds (None: the settings' `dial_timeout`). Raises `DialError`; afterwards the
-        reader raises `StreamReset` or `StreamCut` if the stream breaks. Cancelled, it
-        leaves nothing behind.
-        """
-        stream = await self._dialer.dial(host, port, caller=caller, wait=wait, timeout=timeout)
-        reader = BrokenLastReader(limit=READER_LIMIT)
-        protocol = asyncio.StreamReaderProtocol(reader)
-        stream.attach(protocol)
-        return reader, asyncio.StreamWriter(stream, protocol, reader, asyncio.get_running_loop())
-
-    async def create_connection(
-        self,
-        protocol_factory: Callable[[], ProtocolT],
-        host: str,
-        port: int,
-        *,
-        caller: Caller = NOBODY,
-        wait: float = 0.0,
-        timeout: float | None = None,
-    ) -> tuple[Stream, ProtocolT]:
-        """Like `loop.create_connection`: a transport with the factory's protocol on it.
-
-        Errors and time as for `open_connection`.
-        """
-        stream = await self._dialer.dial(host, port, caller=caller, wait=wait, timeout=timeout)
-        try:
-            protocol = protocol_factory()
-            stream.attach(protocol)
-        except BaseException:
-            stream.abort()
-            raise
-        return stream, protocol
-
-    def forward(
-        self, host: str, port: int, *, listen_host: str = "127.0.0.1", listen_port: int = 0
-    ) -> contextlib.AbstractAsyncContextManager[tuple[str, int] | Path]:
-        """A local TCP listener for a service: `async with broker.forward(...) as address`.
-
-        Any program on this machine reaches `host:port` at the address it gives, (host,
-        port). Port 0 is one the system chooses.
-        """
-        return self.forwarding(ForwardSpec(Target.parse(host, port), listen_host, listen_port))
-
-    def forwarding(
-        self, spec: ForwardSpec, *, wait: float = 0.0
-    ) -> contextlib.AbstractAsyncContextManager[tuple[str, int] | Path]:
-        """The same for a parsed forward, which may also be a unix socket's path."""
-
-        async def dial(target: Target, caller: Caller) -> Stream:
-            return await self._dialer.dial(
-                target.name, target.port, caller=caller, wait=wait, timeout=None
-            )
-
-        return forwarding(spec, dial)
+    def _known_domains(self) -> list[str]:
+        return [*self._domains, *self._registry.domains]
 
     # Agents: what the control server asks (`control_server.ControlHandler`)
 

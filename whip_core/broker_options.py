@@ -6,14 +6,17 @@ already: --tls is whip_tls, --whip-grpc-listen-port is whip_grpc_listen_port.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from whip_core.certificates import dns_pattern
+from whip_core.dial_address import DialAddress
 from whip_core.errors import SettingsError
 from whip_core.names import normalize
 from whip_core.options import option
-from whip_core.settings import DIAL_TIMEOUT, BrokerSettings, TLSFiles
+from whip_core.settings import DIAL_TIMEOUT, BrokerSettings, RemoteSettings, TLSFiles
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -75,6 +78,21 @@ BROKER_OPTIONS: tuple[Option, ...] = (
     setting("--metrics-listen", OPTIONAL_TEXT, None,
             f"Where /metrics is served ({METRICS_LISTEN}); empty turns it off.", "HOST:PORT"),
 )  # fmt: skip
+REMOTE = setting("--broker", OPTIONAL_TEXT, None,
+                 "Dial through the `whip broker` with this dial socket (unix:/path or host:port) "
+                 "instead of being a broker.", "ADDRESS")  # fmt: skip
+"""For what can be a broker and can also use another."""
+DIAL_SOCKET_OPTIONS: tuple[Option, ...] = (
+    setting("--dial-listen", TEXTS, [],
+            "A dial socket, through which others dial: unix:/path, or host:port with TLS "
+            "(repeatable).", "ADDRESS"),
+    setting("--dial-allow", TEXTS, [],
+            "A certificate's name (or *.rest) that may dial over TCP, as itself (repeatable).",
+            "NAME"),
+    setting("--dial-trust", TEXTS, [],
+            "The same for a proxy, which is believed when it says for whom it dials (repeatable).",
+            "NAME"),
+)  # fmt: skip
 OF_ALL_COMMANDS = frozenset(
     f"{PREFIX}{name}"
     for name in (
@@ -83,6 +101,13 @@ OF_ALL_COMMANDS = frozenset(
     )
 )
 """What `whip_core.options.common_options` declares for every long-running command."""
+
+
+OF_A_BROKER = (
+    *("whip_external_tcp_address", "whip_external_tcp_port", "whip_listen_host"),
+    *("whip_picker", "whip_plugins"),
+)
+"""What means nothing beside another broker, and says that somebody expects otherwise."""
 
 
 def declare(options: Iterable[Option]) -> Callable[[Command], Command]:
@@ -152,6 +177,51 @@ def read_broker(values: Mapping[str, Any], spell: Callable[[str], str] = by_name
         allow_plaintext=values["whip_allow_plaintext"],
         domains=_domains(values, spell),
         picker=values["whip_picker"],
+        dial_timeout=read_seconds(values, "whip_dial_timeout", spell, least=0.001),
+    )
+
+
+def read_dial_socket(
+    values: Mapping[str, Any], broker: BrokerSettings, spell: Callable[[str], str] = by_name
+) -> BrokerSettings:
+    """The broker's settings with those of its dial sockets. Raises `SettingsError`."""
+    try:
+        names = {
+            name: tuple(map(dns_pattern, values[name]))
+            for name in ("whip_dial_allow", "whip_dial_trust")
+        }
+    except ValueError as error:
+        raise SettingsError(
+            f"{spell('whip_dial_allow')} and {spell('whip_dial_trust')}: {error}"
+        ) from error
+    return dataclasses.replace(
+        broker,
+        dial_listen=tuple(
+            DialAddress.parse(text, listen=True) for text in values["whip_dial_listen"]
+        ),
+        dial_allow=names["whip_dial_allow"],
+        dial_trust=names["whip_dial_trust"],
+    )
+
+
+def read_remote(
+    values: Mapping[str, Any], spell: Callable[[str], str] = by_name
+) -> RemoteSettings | None:
+    """What it takes to use another broker, if one is named. Raises `SettingsError`."""
+    if not values["whip_broker"]:
+        return None
+    own = {option.name: option.default for option in BROKER_OPTIONS}
+    for name in OF_A_BROKER:
+        if values[name] not in (own[name], list(own[name] or ()), tuple(own[name] or ())):
+            raise SettingsError(
+                f"{spell(name)} is for a broker: give it to the one at "
+                f"{spell('whip_broker')} {values['whip_broker']}"
+            )
+    address = DialAddress.parse(values["whip_broker"])
+    return RemoteSettings(
+        address=address,
+        tls=_tls_files(values, spell) if address.path is None else None,
+        domains=_domains(values, spell),
         dial_timeout=read_seconds(values, "whip_dial_timeout", spell, least=0.001),
     )
 

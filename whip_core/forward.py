@@ -10,8 +10,6 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import socket
-import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ from whip_core.errors import DialError, SettingsError
 from whip_core.names import Target
 from whip_core.relay import RelaySide, break_off, join
 from whip_core.settings import is_loopback
-from whip_core.sockets import bind, peer_address
+from whip_core.sockets import bind, bind_unix, peer_address
 from whip_core.stream import Stream
 from whip_core.tasks import TaskSet
 
@@ -78,7 +76,7 @@ async def forwarding(spec: ForwardSpec, dial: Dial) -> AsyncIterator[tuple[str, 
     listener = _Listener(spec.target, dial)
     loop = asyncio.get_running_loop()
     if spec.path is not None:
-        servers = [await loop.create_unix_server(listener.accept, sock=_bind_unix(spec.path))]
+        servers = [await loop.create_unix_server(listener.accept, sock=bind_unix(spec.path))]
         address: tuple[str, int] | Path = spec.path
     else:
         if not is_loopback(spec.host):
@@ -138,32 +136,6 @@ class _Listener:
         await self._tasks.cancel_all()
         for side in tuple(self._sides):
             self._drop(side)
-
-
-def _bind_unix(path: Path) -> socket.socket:
-    """A unix socket at `path`, for this user only; a stale one there is replaced."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        if path.exists() and stat.S_ISSOCK(path.stat().st_mode) and not _answers(path):
-            path.unlink()
-        sock.bind(str(path))
-        path.chmod(0o600)
-        sock.setblocking(False)
-    except OSError as error:
-        sock.close()
-        raise SettingsError(
-            f"cannot listen on unix:{path}: {error.strerror or error}; choose another path"
-        ) from error
-    return sock
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-        return True
 
 
 def _port(text: str, lowest: int = 1) -> int:

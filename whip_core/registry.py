@@ -111,6 +111,11 @@ class Registry(Generic[Session]):
         if len(self._domains_seen) > MAX_REMEMBERED_DOMAINS:
             del self._domains_seen[next(iter(self._domains_seen))]
 
+    @property
+    def domains(self) -> list[str]:
+        """The domains that have, or ever had, an agent."""
+        return list(self._domains_seen)
+
     def is_ours(self, name: str) -> bool:
         """Whether a normalized name is registered, or in a domain that ever had an agent."""
         if name in self._by_name:

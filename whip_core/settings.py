@@ -6,6 +6,7 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
+from whip_core.dial_address import DialAddress
 from whip_core.errors import SettingsError
 
 DIAL_TIMEOUT = 10.0
@@ -42,6 +43,10 @@ class BrokerSettings:
     interfaces, IPv4 and IPv6, or loopback when `tls` is None. A listen port of 0 lets the
     system choose. `domains` are the names that belong to whip even while no agent has
     them: they never go anywhere else.
+
+    `dial_listen` is where other processes may dial through this broker. In TCP that takes a
+    certificate with one of the names in `dial_allow` (its holder dials as itself) or in
+    `dial_trust` (its holder, a proxy, says for whom).
     """
 
     external_host: str = "localhost"
@@ -58,6 +63,9 @@ class BrokerSettings:
     probe_timeout: float = PROBE_TIMEOUT
     handshake_timeout: float = HANDSHAKE_TIMEOUT
     preamble_timeout: float = PREAMBLE_TIMEOUT
+    dial_listen: tuple[DialAddress, ...] = ()
+    dial_allow: tuple[str, ...] = ()
+    dial_trust: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.tls is None and self.listen_host is not None:
@@ -69,6 +77,19 @@ class BrokerSettings:
         if self.listen_host is not None:
             return (self.listen_host,)
         return ("::", "0.0.0.0") if self.tls is not None else ("::1", "127.0.0.1")  # noqa: S104
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteSettings:
+    """What it takes to dial through a broker in another process.
+
+    `tls` is for an `address` in TCP. `domains` belong to whip whatever that broker says.
+    """
+
+    address: DialAddress
+    tls: TLSFiles | None = None
+    domains: tuple[str, ...] = ()
+    dial_timeout: float = DIAL_TIMEOUT
 
 
 def is_loopback(host: str) -> bool:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import socket
+import stat
 import struct
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 from whip_core.errors import SettingsError
@@ -122,6 +125,37 @@ def _bind_one(host: str, port: int) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def bind_unix(path: Path, remedy: str = "choose another path") -> socket.socket:
+    """A unix socket at `path`, for this user only; a stale one there is replaced.
+
+    Raises `SettingsError` that ends with `remedy`, which says what to do.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.exists() and stat.S_ISSOCK(path.stat().st_mode) and not _answers(path):
+            path.unlink()
+        # Linux makes the file with the socket's own mode: others never see it open.
+        os.fchmod(sock.fileno(), 0o600)
+        sock.bind(str(path))
+        path.chmod(0o600)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise SettingsError(
+            f"cannot listen on unix:{path}: {error.strerror or error}; {remedy}"
+        ) from error
+    return sock
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
 
 
 def peer_address(transport: asyncio.BaseTransport) -> tuple[str, int]:

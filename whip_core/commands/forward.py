@@ -1,4 +1,4 @@
-"""`whip forward`: a broker with local ports, without mitmproxy."""
+"""`whip forward`: local ports, of a broker of its own or of another, without mitmproxy."""
 
 from __future__ import annotations
 
@@ -14,41 +14,52 @@ from whip_core.broker import Broker
 from whip_core.broker_options import (
     BROKER_OPTIONS,
     METRICS_LISTEN,
+    REMOTE,
     chosen,
     declare,
     flags_of,
     read_broker,
+    read_remote,
     read_seconds,
 )
 from whip_core.errors import SettingsError
 from whip_core.forward import ForwardSpec
 from whip_core.options import common_options, run, set_up_logging, was_given
 from whip_core.plugin_files import load_plugins
+from whip_core.remote import RemoteBroker
+
+OPTIONS = (*BROKER_OPTIONS, REMOTE)
 
 
 @click.command()
 @click.argument("forwards", nargs=-1, required=True, metavar="LISTEN:NAME:PORT…")
 @common_options(metrics_listen=METRICS_LISTEN)
-@declare(BROKER_OPTIONS)
+@declare(OPTIONS)
 def forward(forwards: tuple[str, ...], log_level: str, **values: Any) -> None:
     """Local ports that lead to private services: 15432:db1.testdom:5432 and the like.
 
     LISTEN is a port on loopback, host:port, or unix:/path.
     """
     set_up_logging(log_level)
-    spell = flags_of(BROKER_OPTIONS)
-    options = chosen(BROKER_OPTIONS, values, metrics_given=was_given("metrics_listen"))
+    spell = flags_of(OPTIONS)
+    options = chosen(OPTIONS, values, metrics_given=was_given("metrics_listen"))
     try:
         specs = [ForwardSpec.parse(text) for text in forwards]
-        plugins = load_plugins(options["whip_plugins"])
-        broker = Broker(read_broker(options, spell), plugins=plugins)
+        remote = read_remote(options, spell)
+        if remote is not None:
+            broker: Broker | RemoteBroker = RemoteBroker(remote)
+        else:
+            plugins = load_plugins(options["whip_plugins"])
+            broker = Broker(read_broker(options, spell), plugins=plugins)
         wait = read_seconds(options, "whip_wait", spell)
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
     run(_serve(broker, specs, wait, values["metrics_listen"]), log_level)
 
 
-async def _serve(broker: Broker, specs: list[ForwardSpec], wait: float, listen: str) -> None:
+async def _serve(
+    broker: Broker | RemoteBroker, specs: list[ForwardSpec], wait: float, listen: str
+) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
