@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Callable
 from importlib.metadata import version
 
 from client_agent import local
+from client_agent.berth import Berth
 from client_agent.control_client import ControlClient
 from client_agent.exposure import TCPBackend
-from client_agent.parker import Parker
 from client_agent.reverse import ReverseConnector
 from client_agent.settings import AgentSettings
 from whip_core import control
@@ -29,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 MAX_OPENING = 4096
 """Reverse connections and streams being opened at once: more is a broker gone mad, not a burst."""
+MAX_VISITS = 256
+"""Brokers that may want connections through one that vouches for them: any cluster's."""
 
 
 class BrokerSession:
@@ -54,7 +58,8 @@ class BrokerSession:
         self._tasks = TaskSet()
         self._connections: set[FramedConnection] = set()
         self._raw: set[RawConnection] = set()
-        self._parker = Parker(self._park_one, self._tasks)
+        self._home: Berth | None = None
+        self._visits: dict[str, Berth] = {}
         self._streams = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -119,6 +124,11 @@ class BrokerSession:
         match message:
             case control.Registered():
                 self.registered = message
+                self._home = self._berth(
+                    message.reverse_host,
+                    message.reverse_port,
+                    Preamble(message.session_id, message.secret),
+                )
             case control.AlreadyRegistered(broker_id):
                 self.duplicate_of = broker_id
             case control.Ping(sequence, ping_timestamp):
@@ -126,7 +136,10 @@ class BrokerSession:
             case control.Connect():
                 self._asked_to_connect(message)
             case control.Park(connections):
-                self._parker.aim(0 if self.draining else connections)
+                if self._home is not None:
+                    self._home.parker.aim(0 if self.draining else connections)
+            case control.Visit():
+                self._asked_to_visit(message)
             case _:
                 pass
         if first and self._control.state is not State.ENDED:
@@ -154,36 +167,74 @@ class BrokerSession:
 
     # Brokers of ours: reverse connections speak frames
 
+    def _berth(self, host: str, port: int, introduction: Preamble) -> Berth:
+        return Berth(host, port, introduction, self._connect_back, self._tasks)
+
     async def _answer(self, request: control.Connect) -> None:
+        assert self._home is not None
+        await self._answer_from(self._home, request)
+
+    async def _answer_from(self, berth: Berth, request: control.Connect) -> None:
         try:
-            await self._connect_back(request.host, request.port, request.connection_id)
+            await self._connect_back(berth, request.host, request.port, request.connection_id)
         except WhipError as error:
             self._failed(request.connection_id, error)
 
-    async def _park_one(self) -> FramedConnection:
-        assert self.registered is not None
-        return await self._connect_back(
-            self.registered.reverse_host, self.registered.reverse_port, ""
-        )
-
-    async def _connect_back(self, host: str, port: int, connection_id: str) -> FramedConnection:
-        assert self.registered is not None
+    async def _connect_back(
+        self, berth: Berth, host: str, port: int, connection_id: str
+    ) -> FramedConnection:
         connection = FramedConnection(
             Role.ACCEPTOR,
-            on_open=self._asked_to_open,
-            on_idle=self._became_idle,
-            on_lost=self._lost,
+            on_open=functools.partial(self._asked_to_open, berth),
+            on_idle=functools.partial(self._became_idle, berth),
+            on_lost=functools.partial(self._lost, berth),
         )
-        introduction = Preamble(self.registered.session_id, self.registered.secret, connection_id)
-        await self._connector.open(connection, host, port, introduction)
+        introduction = dataclasses.replace(berth.introduction, connection_id=connection_id)
+        try:
+            await self._connector.open(connection, host, port, introduction)
+        except WhipError:
+            if not berth.connections:
+                self._end_visit(berth)
+            raise
         if not connection.lost:
             self._connections.add(connection)
+            berth.connections.add(connection)
         return connection
 
+    # Brokers that we have no control stream to: ours vouches for them
+
+    def _asked_to_visit(self, visit: control.Visit) -> None:
+        dial = visit.connection_id
+        request = control.Connect(dial, visit.reverse_host, visit.reverse_port, visit.local_port)
+        refusal = self._refusal(request)
+        berth = self._visits.get(visit.session_id)
+        if berth is None and len(self._visits) >= MAX_VISITS:
+            refusal = f"this agent visits {len(self._visits)} brokers already"
+        if dial and refusal is not None:
+            logger.warning("broker's request %s refused: %s", dial[:8], refusal)
+            self._client.send(control.ConnectFailed(dial, refusal))
+        elif berth is not None or dial:
+            if berth is None:
+                logger.info("visiting the broker %s for its dials", visit.broker_id)
+                introduction = Preamble(visit.session_id, visit.secret)
+                berth = self._berth(visit.reverse_host, visit.reverse_port, introduction)
+                self._visits[visit.session_id] = berth
+            if dial:
+                self._tasks.spawn(self._answer_from(berth, request), f"connect {dial[:8]}")
+            berth.parker.aim(0 if self.draining else visit.connections)
+            if not visit.connections:
+                self._end_visit(berth)
+
+    def _end_visit(self, berth: Berth) -> None:
+        """It is asked for again by who still wants it."""
+        if self._visits.get(berth.introduction.session_id) is berth:
+            del self._visits[berth.introduction.session_id]
+            berth.parker.close()
+
     def _asked_to_open(
-        self, connection: FramedConnection, request: OpenRequested
+        self, berth: Berth, connection: FramedConnection, request: OpenRequested
     ) -> asyncio.Task[None]:
-        self._parker.taken(connection)
+        berth.parker.taken(connection)
         task = self._tasks.spawn(
             self._open(connection, request), f"open {request.dial_id.hex()[:8]}"
         )
@@ -220,18 +271,25 @@ class BrokerSession:
         connection.accept(extra={}).attach(tunnel)
         self._relay(dial, request.port, tunnel, side)
 
-    def _became_idle(self, connection: FramedConnection) -> None:
+    def _became_idle(self, berth: Berth, connection: FramedConnection) -> None:
         if self.draining or self._control.state is State.ENDED:
             connection.close()
         else:
-            self._parker.parked(connection)
+            berth.parker.parked(connection)
 
-    def _lost(self, connection: FramedConnection) -> None:
+    def _lost(self, berth: Berth, connection: FramedConnection) -> None:
         self._connections.discard(connection)
-        self._parker.lost(connection)
+        berth.connections.discard(connection)
+        if not berth.connections:
+            self._end_visit(berth)
+        berth.parker.lost(connection)
 
     def _close_idle(self) -> None:
-        self._parker.close()
+        if self._home is not None:
+            self._home.parker.close()
+        for berth in self._visits.values():
+            berth.parker.close()
+        self._visits.clear()
         for connection in tuple(self._connections):
             if connection.is_parked:
                 connection.close()

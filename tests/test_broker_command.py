@@ -69,7 +69,6 @@ def test_curl_through_a_proxy_without_a_broker_which_is_started_twice(tmp_path: 
                     missing = await curl("-w%{http_code}", "--proxy", through, "instance2.testdom")
                     assert "no agent is registered under that name" in missing.output
                     assert missing.output.endswith("502")
-            assert client.lines[-1].endswith("closed")
             registrations = [line for line in client.lines if "registered" in line]
             assert len(registrations) == 1, "the agent noticed that the proxy was restarted"
 

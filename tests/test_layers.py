@@ -22,24 +22,24 @@ PACKAGES = ("whip_core", "client_agent", "whip_addon")
 # everything below a package, `__init__` the package itself.
 LAYERS = {
     0: {  # values
-        "whip_core": "agents caller control dial_address errors hookspecs names settings"
+        "whip_core": "agents caller control dial_address errors fabric hookspecs names settings"
         " wire.__init__ wire.*",
         "client_agent": "endpoints exposure settings",
     },
     1: {  # state, no I/O
         "whip_core": "authorization certificates channel control_state control_wire dial_wire"
-        " frames parking pickers pki preamble registry",
+        " fabric_wire frames parking pickers pki preamble registry",
         "client_agent": "backoff reconcile",
     },
     2: {  # async I/O
-        "whip_core": "awaited control_server dial_client dial_socket drain forward framed heartbeat"
-        " outbox parked_pool raw relay reverse_listener session sockets stream stream_reader"
-        " tasks tls tls_transport",
-        "client_agent": "control_client discovery local parker reverse",
+        "whip_core": "awaited control_server dial_client dial_socket drain fabric_local fabric_nats"
+        " forward framed heartbeat outbox parked_pool raw relay reverse_listener session sockets"
+        " stream stream_reader tasks tls tls_transport",
+        "client_agent": "berth control_client discovery local parker reverse",
     },
     3: {  # assembly
         "whip_core": "__init__ broker broker_options cli commands.__init__ commands.*"
-        " dial_desk dialer dials metrics options plugin_files plugins remote"
+        " dial_desk dialer dials fabrics metrics neighbours options plugin_files plugins remote"
         " testing.__init__ testing.*",
         "client_agent": "__init__ agent command session worker",
         "whip_addon": "__init__ *",
@@ -53,6 +53,7 @@ ALONE = {
     "google.protobuf": "whip_core.control_wire",
     "prometheus_client": "whip_core.metrics",
     "whip_core.wire": "whip_core.control_wire",
+    "nats": "whip_core.fabric_nats",
 }
 GENERATED = "whip_core.wire"
 

@@ -24,8 +24,10 @@ from whip_core.dial_socket import Admission, DialSocket
 from whip_core.dialer import Dialer
 from whip_core.dials import Dials
 from whip_core.errors import RegistrationError, RemoteProtocolError
+from whip_core.fabrics import ShippedFabrics
 from whip_core.metrics import BrokerMetrics
 from whip_core.names import AgentName, check_labels, check_port, is_within, normalize
+from whip_core.neighbours import Neighbours
 from whip_core.pickers import make_picker
 from whip_core.plugins import Plugins
 from whip_core.preamble import OldPreamble
@@ -61,7 +63,13 @@ class Broker(Dials):
         self.broker_id = secrets.token_hex(8)
         self.metrics = BrokerMetrics()
         self.plugins = Plugins(
-            [make_picker(settings.picker), CertificateCoversName(), self.metrics, *plugins]
+            [
+                make_picker(settings.picker),
+                CertificateCoversName(),
+                ShippedFabrics(),
+                self.metrics,
+                *plugins,
+            ]
         )
         self._domains = tuple(normalize(domain) for domain in settings.domains)
         self._registry: Registry[Session] = Registry()
@@ -69,6 +77,7 @@ class Broker(Dials):
         self._sessions_by_id: dict[str, Session] = {}
         self._dialer = Dialer(self._registry, self.plugins, settings.dial_timeout)
         self._dial_socket: DialSocket | None = None
+        self._neighbours: Neighbours | None = None
         self._stack = contextlib.AsyncExitStack()
         self.metrics.watch_parked(self._parked_by_domain)
 
@@ -97,6 +106,10 @@ class Broker(Dials):
                     grpc_server_credentials(files) if files else None,
                 )
             )
+            if self.settings.fabric is not None:
+                self._dialer.elsewhere = self._neighbours = await stack.enter_async_context(
+                    self._make_neighbours(self.settings.fabric)
+                )
             if self.settings.dial_listen:
                 self._dial_socket = await stack.enter_async_context(self._make_dial_socket())
             self._stack = stack.pop_all()
@@ -144,6 +157,19 @@ class Broker(Dials):
     def dial_addresses(self) -> list[DialAddress]:
         """Where other processes can dial through this broker."""
         return list(self._dial_socket.bound) if self._dial_socket is not None else []
+
+    def _make_neighbours(self, fabric: settings.FabricSettings) -> Neighbours:
+        return Neighbours(
+            self.plugins.fabric(fabric),
+            fabric.cluster,
+            self.broker_id,
+            lambda: self._reverse_address,
+            self._sessions_by_id,
+            self._registry,
+            self._awaited,
+            self.plugins,
+            self.metrics.fabric_message_dropped,
+        )
 
     def _make_dial_socket(self) -> DialSocket:
         settings = self.settings
@@ -258,6 +284,7 @@ class Broker(Dials):
                     reverse_host=host,
                     reverse_port=port,
                     software_version=version("whip-tunnel"),
+                    cluster=self._neighbours.cluster if self._neighbours else "",
                 )
             )
             session.pool.start()
@@ -271,6 +298,8 @@ class Broker(Dials):
         # back at once are not pinged at once for ever after.
         self._ping_later(session, random.uniform(0, self.settings.ping_interval))  # noqa: S311
         self.plugins.agent_joined(session.view())
+        if self._neighbours is not None:
+            self._neighbours.joined(session)
         self._dialer.agents_changed()
 
     def _ping_later(self, session: Session, delay: float) -> None:
@@ -285,6 +314,12 @@ class Broker(Dials):
         round_trip = session.received(message)
         if round_trip is not None:
             self.plugins.round_trip(session.view(), round_trip)
+        if self._neighbours is not None:
+            match message:
+                case control.ConnectFailed(connection_id, why):
+                    self._neighbours.connect_failed(connection_id, why)
+                case control.Draining():
+                    self._neighbours.draining(session)
 
     def left(self, session: Session, reason: str) -> None:
         self._end(session, None, reason)
@@ -297,6 +332,8 @@ class Broker(Dials):
             return
         reason = reason or str(why)
         self._registry.remove(session)
+        if self._neighbours is not None:
+            self._neighbours.left(session)
         if session.next_ping is not None:
             session.next_ping.cancel()
         view = session.view()

@@ -7,8 +7,10 @@ already: --tls is whip_tls, --whip-grpc-listen-port is whip_grpc_listen_port.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from whip_core.certificates import dns_pattern
@@ -16,11 +18,19 @@ from whip_core.dial_address import DialAddress
 from whip_core.errors import SettingsError
 from whip_core.names import normalize
 from whip_core.options import option
-from whip_core.settings import DIAL_TIMEOUT, BrokerSettings, RemoteSettings, TLSFiles
+from whip_core.settings import (
+    DIAL_TIMEOUT,
+    BrokerSettings,
+    FabricSettings,
+    RemoteSettings,
+    TLSFiles,
+)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 PREFIX = "whip_"
+CLUSTER = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""It is part of the fabric's subjects, where dots and wildcards mean something."""
 METRICS_LISTEN = "127.0.0.1:9464"
 
 OPTIONAL_TEXT: Any = str | None
@@ -75,6 +85,16 @@ BROKER_OPTIONS: tuple[Option, ...] = (
     setting("--picker", str, "random", "How one of a domain's agents is picked."),
     setting("--plugin", TEXTS, [], "A module, or a file, with plugin hooks (repeatable).",
             name="plugins"),
+    setting("--fabric", OPTIONAL_TEXT, None,
+            "What joins this broker to others, so that it reaches their agents: "
+            "nats://host:4222, tls://host:4222; several with commas.", "URL"),
+    setting("--fabric-cluster", str, "whip", "Only brokers of one cluster hear each other.",
+            "NAME"),
+    setting("--fabric-credentials-path", OPTIONAL_TEXT, None, "A file with NATS credentials."),
+    setting("--fabric-tls-ca-cert-path", OPTIONAL_TEXT, None,
+            "The CA that the fabric's servers must be from (PEM)."),
+    setting("--fabric-tls-key-path", OPTIONAL_TEXT, None, "Our private key there (PEM)."),
+    setting("--fabric-tls-cert-path", OPTIONAL_TEXT, None, "Our certificate there (PEM)."),
     setting("--metrics-listen", OPTIONAL_TEXT, None,
             f"Where /metrics is served ({METRICS_LISTEN}); empty turns it off.", "HOST:PORT"),
 )  # fmt: skip
@@ -105,7 +125,7 @@ OF_ALL_COMMANDS = frozenset(
 
 OF_A_BROKER = (
     *("whip_external_tcp_address", "whip_external_tcp_port", "whip_listen_host"),
-    *("whip_picker", "whip_plugins"),
+    *("whip_picker", "whip_plugins", "whip_fabric"),
 )
 """What means nothing beside another broker, and says that somebody expects otherwise."""
 
@@ -178,7 +198,37 @@ def read_broker(values: Mapping[str, Any], spell: Callable[[str], str] = by_name
         domains=_domains(values, spell),
         picker=values["whip_picker"],
         dial_timeout=read_seconds(values, "whip_dial_timeout", spell, least=0.001),
+        fabric=_fabric(values, spell),
     )
+
+
+def _fabric(values: Mapping[str, Any], spell: Callable[[str], str]) -> FabricSettings | None:
+    paths = {
+        part: Path(values[f"whip_fabric_{name}"]).expanduser()
+        for part, name in (
+            ("credentials", "credentials_path"),
+            ("ca", "tls_ca_cert_path"),
+            ("key", "tls_key_path"),
+            ("cert", "tls_cert_path"),
+        )
+        if values[f"whip_fabric_{name}"]
+    }
+    if not values["whip_fabric"]:
+        if paths:
+            raise SettingsError(f"the files for a fabric need {spell('whip_fabric')}")
+        return None
+    if ("key" in paths) != ("cert" in paths) or ("key" in paths and "ca" not in paths):
+        raise SettingsError(
+            f"{spell('whip_fabric_tls_key_path')}, {spell('whip_fabric_tls_cert_path')} and "
+            f"{spell('whip_fabric_tls_ca_cert_path')} belong together"
+        )
+    cluster = values["whip_fabric_cluster"]
+    if not CLUSTER.fullmatch(cluster):
+        raise SettingsError(
+            f"{spell('whip_fabric_cluster')}: {cluster[:80]!r} is not a name of letters, digits, "
+            "- and _ (at most 64)"
+        )
+    return FabricSettings(url=values["whip_fabric"], cluster=cluster, **paths)
 
 
 def read_dial_socket(

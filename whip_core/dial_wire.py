@@ -99,7 +99,7 @@ class Ask:
 
 def encode_ask(ask: Ask) -> str:
     """What stands in OPEN behind port and dial id."""
-    facts: dict[str, Any] = {"caller": _caller_out(ask.caller)}
+    facts: dict[str, Any] = {"caller": encode_caller(ask.caller)}
     if ask.wait:
         facts["wait"] = min(ask.wait, MAX_WAIT)
     if ask.timeout is not None:
@@ -116,7 +116,7 @@ def decode_ask(text: str, port: int) -> Ask:
     return Ask(
         name=name,
         port=port,
-        caller=_caller_in(_mapping(facts, "caller")),
+        caller=decode_caller(_mapping(facts, "caller")),
         wait=_seconds(facts.get("wait", 0.0)),
         timeout=None if timeout is None else _seconds(timeout),
     )
@@ -170,7 +170,7 @@ def decode_served(text: str) -> Served:
 # Callers
 
 
-def _caller_out(caller: Caller) -> dict[str, Any]:
+def encode_caller(caller: Caller) -> dict[str, Any]:
     request = caller.request
     told: dict[str, Any] = {
         "address": list(caller.address) if caller.address else None,
@@ -190,7 +190,8 @@ def _caller_out(caller: Caller) -> dict[str, Any]:
     return {key: value for key, value in told.items() if value}
 
 
-def _caller_in(told: Mapping[str, Any]) -> Caller:
+def decode_caller(told: Mapping[str, Any]) -> Caller:
+    """Raises `RemoteProtocolError` unless it is what `encode_caller` gave."""
     request = told.get("request")
     return Caller(
         address=_address(told.get("address")),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from whip_core.agents import DialFinished, StreamClosed
 from whip_core.caller import Caller
@@ -33,6 +35,10 @@ ATTEMPTS = 3
 leave time for others, and each must have enough for a long path."""
 
 
+SEEK_INTERVAL = 0.5
+"""Seconds between two looks elsewhere for an agent that is waited for: nobody tells us."""
+
+
 @dataclass(slots=True)
 class Dial:
     """One dial under way, and what is known of it so far. Times are seconds."""
@@ -41,6 +47,8 @@ class Dial:
     target: Target
     caller: Caller
     started: float
+    asked: Target | None = None
+    """What plugins made of `target`."""
     candidate: Candidate[Session] | None = None
     resolve_seconds: float = 0.0
     open_seconds: float | None = None
@@ -65,10 +73,20 @@ class Dial:
         )
 
 
+class Elsewhere(Protocol):
+    """Where agents may be found that are not registered here."""
+
+    async def find(
+        self, target: Target, caller: Caller, tried: Collection[Session]
+    ) -> list[Candidate[Session]]:
+        """Who may serve `target`, but for those `tried`; may raise `DialError`."""
+
+
 class Dialer:
-    """Opens streams to registered agents."""
+    """Opens streams to registered agents, and to those that are found `elsewhere`."""
 
     def __init__(self, registry: Registry[Session], plugins: Plugins, timeout: float) -> None:
+        self.elsewhere: Elsewhere | None = None
         self._registry = registry
         self._plugins = plugins
         self._timeout = timeout
@@ -125,8 +143,8 @@ class Dialer:
         self._plugins.dial_finished(outcome)
 
     async def _dial(self, dial: Dial, wait: float, timeout: float) -> Stream:
-        asked = self._plugins.resolve(dial.target, dial.caller)
-        candidates = await self._resolve(asked, wait)
+        asked = dial.asked = self._plugins.resolve(dial.target, dial.caller)
+        candidates = await self._resolve(asked, dial.caller, wait)
         dial.resolve_seconds = time.monotonic() - dial.started
         deadline = time.monotonic() + timeout
         tried: set[Session] = set()
@@ -139,20 +157,37 @@ class Dialer:
             try:
                 return await self._open(dial, candidate, patience)
             except DialError as error:
-                candidates = self._untried(asked, tried)
+                candidates = await self._untried(asked, dial.caller, tried)
                 if not candidates or time.monotonic() >= deadline:
                     raise
                 logger.warning("%s: %s; trying another agent", dial, error)
 
-    def _untried(self, target: Target, tried: set[Session]) -> list[Candidate[Session]]:
+    async def _untried(
+        self, target: Target, caller: Caller, tried: set[Session]
+    ) -> list[Candidate[Session]]:
         """Who else may serve `target` by now; an agent that came back is another session."""
         try:
             candidates = self._registry.resolve(target)
         except (UnknownName, PortNotExposed):
-            return []
-        return [candidate for candidate in candidates if candidate.session not in tried]
+            candidates = []
+        here = [candidate for candidate in candidates if candidate.session not in tried]
+        return here or await self._find_elsewhere(target, caller, tried)
 
-    async def _resolve(self, target: Target, wait: float) -> list[Candidate[Session]]:
+    async def _find_elsewhere(
+        self, target: Target, caller: Caller, tried: Collection[Session]
+    ) -> list[Candidate[Session]]:
+        if self.elsewhere is None:
+            return []
+        try:
+            return await self.elsewhere.find(target, caller, tried)
+        except PortNotExposed:
+            if tried:
+                return []
+            raise
+
+    async def _resolve(
+        self, target: Target, caller: Caller, wait: float
+    ) -> list[Candidate[Session]]:
         deadline = asyncio.get_running_loop().time() + wait
         while True:
             if self.closed:
@@ -160,14 +195,16 @@ class Dialer:
             try:
                 return self._registry.resolve(target)
             except UnknownName:
-                if wait <= 0:
-                    raise
                 changed = self._changed
-                try:
-                    async with asyncio.timeout_at(deadline):
+                if found := await self._find_elsewhere(target, caller, ()):
+                    return found
+                now = asyncio.get_running_loop().time()
+                if now >= deadline:
+                    raise
+                again = deadline if self.elsewhere is None else min(deadline, now + SEEK_INTERVAL)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(again):
                         await changed.wait()
-                except TimeoutError:
-                    wait = 0
 
     def _pick(
         self, target: Target, candidates: Sequence[Candidate[Session]], caller: Caller

@@ -19,7 +19,9 @@ import pluggy
 
 from whip_core.agents import AgentView, DialFinished, Peer, Registration, StreamClosed
 from whip_core.caller import Caller
+from whip_core.fabric import Fabric
 from whip_core.names import Target
+from whip_core.settings import FabricSettings
 
 PROJECT = "whip"
 
@@ -41,6 +43,15 @@ def whip_pick(target: Target, candidates: Sequence[AgentView], caller: Caller) -
 
     Asked again, without the ones that failed, when a candidate cannot be opened.
     Synchronous.
+    """
+
+
+@hookspec(firstresult=True)
+def whip_fabric(settings: FabricSettings) -> Fabric | None:
+    """What joins this broker to others; None leaves it to the next plugin.
+
+    Asked once, when a broker with `settings.fabric` starts. Synchronous: connecting is
+    `Fabric.open`'s. Raises `SettingsError` for settings it cannot use.
     """
 
 

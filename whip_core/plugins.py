@@ -13,7 +13,9 @@ from whip_core import hookspecs
 from whip_core.agents import AgentView, DialFinished, Peer, Registration, StreamClosed
 from whip_core.caller import Caller
 from whip_core.errors import DialError, SettingsError
+from whip_core.fabric import Fabric
 from whip_core.names import Target
+from whip_core.settings import FabricSettings
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +79,21 @@ class Plugins:
         return await self._first_reason(
             "whip_authorize_dial", target=target, agent=agent, caller=caller
         )
+
+    @property
+    def judge_dials(self) -> bool:
+        """Whether any plugin has a say in who may dial."""
+        return bool(self._manager.hook.whip_authorize_dial.get_hookimpls())
+
+    def fabric(self, settings: FabricSettings) -> Fabric:
+        """What the first plugin makes of the settings; `SettingsError` if none knows how."""
+        made: Fabric | None = self._manager.hook.whip_fabric(settings=settings)
+        if made is None:
+            raise SettingsError(
+                f"--fabric {settings.url!r}: no plugin makes such a fabric; "
+                "write nats://host:4222 or tls://host:4222"
+            )
+        return made
 
     def agent_joined(self, agent: AgentView) -> None:
         self._notify("whip_agent_joined", agent=agent)

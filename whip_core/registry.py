@@ -127,17 +127,22 @@ class Registry(Generic[Session]):
             parent = parent.partition(".")[2]
         return False
 
+    def named(self, name: str) -> list[Session]:
+        """The instance of that name, else the domain's members, without those that drain."""
+        instance = self._by_name.get(name)
+        named = [instance] if instance else self._by_domain.get(name, {}).values()
+        return [session for session in named if not session.draining]
+
     def resolve(self, target: Target) -> list[Candidate[Session]]:
         """Who may serve `target`: the instance of that name, else the domain's members.
 
         At least one, in the order of registration. Raises `UnknownName` or
         `PortNotExposed`, saying which names are close or which ports are exposed.
         """
-        instance = self._by_name.get(target.name)
-        named = [instance] if instance else list(self._by_domain.get(target.name, {}).values())
-        members = [session for session in named if not session.draining]
+        members = self.named(target.name)
         if not members:
-            raise UnknownName(self._unknown(target, draining=bool(named)))
+            draining = target.name in self._by_name or target.name in self._by_domain
+            raise UnknownName(self._unknown(target, draining=draining))
         candidates = [
             Candidate(session, port)
             for session in members

@@ -35,6 +35,23 @@ class TLSFiles:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FabricSettings:
+    """What joins a broker to others (`whip_core.fabric`).
+
+    `url` says where, and by its scheme what it is; several are separated by commas. Only
+    brokers of the same `cluster` hear each other. `credentials` is a file as NATS makes
+    them; `ca`, and `key` and `cert` together, are PEM files for its TLS.
+    """
+
+    url: str
+    cluster: str = "whip"
+    credentials: Path | None = None
+    ca: Path | None = None
+    key: Path | None = None
+    cert: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerSettings:
     """Everything a broker needs to start.
 
@@ -66,6 +83,7 @@ class BrokerSettings:
     dial_listen: tuple[DialAddress, ...] = ()
     dial_allow: tuple[str, ...] = ()
     dial_trust: tuple[str, ...] = ()
+    fabric: FabricSettings | None = None
 
     def __post_init__(self) -> None:
         if self.tls is None and self.listen_host is not None:
