@@ -15,7 +15,7 @@ import click
 from client_agent.agent import Agent
 from client_agent.endpoints import Endpoint
 from client_agent.exposure import parse_exposure
-from client_agent.settings import DRAIN_TIMEOUT, AgentSettings
+from client_agent.settings import BROKER_COUNT, DRAIN_TIMEOUT, AgentSettings
 from whip_core.certificates import check_files, expires_at
 from whip_core.errors import SettingsError
 from whip_core.metrics import listen_address, serve
@@ -51,6 +51,12 @@ logger = logging.getLogger(__name__)
     default=DRAIN_TIMEOUT,
     help="Seconds that streams have to finish after SIGTERM; a second SIGTERM goes at once.",
 )
+@option(
+    "--broker-count",
+    type=click.IntRange(min=0),
+    default=BROKER_COUNT,
+    help="How many brokers of a fabric to register at (0: all; without a fabric it is all).",
+)
 @common_options(metrics_listen="127.0.0.1:9465")
 def client(
     endpoints: tuple[str, ...],
@@ -59,6 +65,7 @@ def client(
     ports: tuple[str, ...],
     label: tuple[str, ...],
     drain_timeout: float,
+    broker_count: int,
     log_level: str,
     metrics_listen: str,
     tls: bool,
@@ -85,6 +92,7 @@ def client(
             allow_plaintext=allow_plaintext,
             labels=_labels(label),
             drain_timeout=drain_timeout,
+            broker_count=broker_count,
         )
     except SettingsError as error:
         raise click.UsageError(str(error)) from error

@@ -14,6 +14,10 @@ DRAIN_TIMEOUT = 30.0
 """Seconds that streams have to finish when the agent is told to stop."""
 
 
+BROKER_COUNT = 2
+"""Brokers of one fabric that an agent holds: one may die without anybody noticing."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings:
     name: AgentName
@@ -23,6 +27,8 @@ class AgentSettings:
     allow_plaintext: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
     drain_timeout: float = DRAIN_TIMEOUT
+    broker_count: int = BROKER_COUNT
+    """Of each endpoint, if its brokers are joined by a fabric; 0 means all."""
 
     def __post_init__(self) -> None:
         # What a name leads to is known, and checked, when it has been looked up.

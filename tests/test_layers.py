@@ -29,7 +29,7 @@ LAYERS = {
     1: {  # state, no I/O
         "whip_core": "authorization certificates channel control_state control_wire dial_wire"
         " fabric_wire frames parking pickers pki preamble registry",
-        "client_agent": "backoff reconcile",
+        "client_agent": "backoff choice reconcile",
     },
     2: {  # async I/O
         "whip_core": "awaited control_server dial_client dial_socket drain fabric_local fabric_nats"
@@ -65,6 +65,7 @@ SHARED_WITH_THE_AGENT = (
 # These could be lifted out of the project nearly as they are.
 AGENT_LOGIC = {
     "client_agent.backoff": "errors",
+    "client_agent.choice": "errors",
     "client_agent.endpoints": "errors names",
     "client_agent.exposure": "errors names",
     "client_agent.reconcile": "errors",
