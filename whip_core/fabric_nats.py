@@ -20,7 +20,6 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from whip_core.errors import SettingsError
 from whip_core.fabric import MAX_MESSAGE, Answer, FabricError
 from whip_core.tasks import TaskSet
 
@@ -61,6 +60,7 @@ class NatsFabric:
         self._tasks = TaskSet()
         self._adjusting: asyncio.Task[None] | None = None
         self._connecting: asyncio.Task[None] | None = None
+        self._trouble = ""
 
     def __repr__(self) -> str:
         state = "connected" if self._client.is_connected else "not connected"
@@ -73,7 +73,11 @@ class NatsFabric:
         if self._connecting.done():
             self._connecting.result()
         else:
-            logger.warning("NATS does not answer at %s (trying on)", ", ".join(self._servers))
+            logger.warning(
+                "no way into NATS at %s (trying on): %s",
+                ", ".join(server.rpartition("@")[2] for server in self._servers),
+                self._trouble or "it does not answer",
+            )
 
     async def close(self) -> None:
         await self._tasks.cancel_all()
@@ -135,16 +139,18 @@ class NatsFabric:
                 )
                 break
             except (nats.errors.Error, OSError) as error:
-                if isinstance(error, nats.errors.AuthorizationError):
-                    raise SettingsError(f"NATS lets us not in: {error}") from error
-                logger.debug("cannot connect to NATS: %s", error)
+                await self._failed(error)
                 self._client = Client()
                 await asyncio.sleep(RECONNECT_WAIT)
         await self._client.subscribe(f"{self._inbox}.*", cb=self._answered)
         self._adjust_soon()
 
     async def _failed(self, error: Exception) -> None:
-        logger.debug("NATS: %s", error)
+        """Say what is wrong once, not at each attempt."""
+        trouble = str(error) or type(error).__name__
+        if trouble != self._trouble:
+            logger.warning("NATS: %s", trouble)
+        self._trouble = trouble
 
     async def _disconnected(self) -> None:
         if not self._client.is_closed:
@@ -152,6 +158,7 @@ class NatsFabric:
 
     async def _reconnected(self) -> None:
         logger.info("NATS is back")
+        self._trouble = ""
         self._adjust_soon()
 
     # What we hold
