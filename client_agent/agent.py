@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections.abc import Sequence
 from contextlib import aclosing
 
 from client_agent.choice import choose
 from client_agent.discovery import Discovery, Resolvers
 from client_agent.endpoints import Address, Endpoint
+from client_agent.plugins import AgentPlugins
 from client_agent.reconcile import reconcile
 from client_agent.settings import AgentSettings
 from client_agent.worker import PATIENCE, Worker
 from whip_core.metrics import AgentMetrics
+from whip_core.plugin_settings import PluginSettings
 from whip_core.tasks import TaskSet
 
 logger = logging.getLogger(__name__)
@@ -22,12 +25,21 @@ logger = logging.getLogger(__name__)
 class Agent:
     """Exposes the settings' ports under the settings' name.
 
-    `run` until cancelled, or until `stop` has let the streams finish.
+    `run` until cancelled, or until `stop` has let the streams finish. `plugins` are objects
+    with hooks that an agent asks. Raises `SettingsError` for one that cannot be used.
     """
 
-    def __init__(self, settings: AgentSettings, *, resolvers: Resolvers | None = None) -> None:
+    def __init__(
+        self,
+        settings: AgentSettings,
+        *,
+        resolvers: Resolvers | None = None,
+        plugins: Sequence[object] = (),
+        plugin_settings: PluginSettings | None = None,
+    ) -> None:
         self.settings = settings
         self.metrics = AgentMetrics()
+        self.plugins = AgentPlugins(plugins, plugin_settings)
         self._resolvers = resolvers
         self._instance_id = secrets.token_hex(8)
         self._workers: dict[Address, Worker] = {}
@@ -46,6 +58,7 @@ class Agent:
 
     async def run(self) -> None:
         """Serve. After `stop` it drains, within the settings' time, and returns."""
+        self.plugins.start(self.metrics.registry)
         self._found = {endpoint: frozenset() for endpoint in self.settings.endpoints}
         try:
             following = [
@@ -108,7 +121,15 @@ class Agent:
 
     def _join(self, address: Address, endpoint: Endpoint) -> None:
         logger.info("joining the broker at %s (%s)", address, endpoint)
-        worker = Worker(self.settings, address, endpoint, self, self.metrics, self._instance_id)
+        worker = Worker(
+            self.settings,
+            address,
+            endpoint,
+            self,
+            self.metrics,
+            self.plugins,
+            instance_id=self._instance_id,
+        )
         self._workers[address] = worker
         self._runs[address] = self._tasks.spawn(worker.run(), f"broker {address}")
         loop = asyncio.get_running_loop()

@@ -28,6 +28,7 @@ from whip_core.options import (
     tls_files,
     was_given,
 )
+from whip_core.plugin_sources import AGENT_GROUP, PluginOptions
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,14 @@ logger = logging.getLogger(__name__)
     default=BROKER_COUNT,
     help="How many brokers of a fabric to register at (0: all; without a fabric it is all).",
 )
+@option("--plugin", multiple=True, help="A module, or a file, with plugin hooks (repeatable).")
+@option("--no-plugin", multiple=True, metavar="NAME", help="An installed plugin to leave out.")
+@option(
+    "--plugin-set",
+    multiple=True,
+    metavar="PLUGIN.KEY=VALUE",
+    help="A setting of a plugin's (repeatable).",
+)
 @common_options(metrics_listen="127.0.0.1:9465")
 def client(
     endpoints: tuple[str, ...],
@@ -66,6 +75,9 @@ def client(
     label: tuple[str, ...],
     drain_timeout: float,
     broker_count: int,
+    plugin: tuple[str, ...],
+    no_plugin: tuple[str, ...],
+    plugin_set: tuple[str, ...],
     log_level: str,
     metrics_listen: str,
     tls: bool,
@@ -94,16 +106,22 @@ def client(
             drain_timeout=drain_timeout,
             broker_count=broker_count,
         )
+        plugins = PluginOptions(plugin, no_plugin, plugin_set)
+        agent = Agent(
+            settings,
+            plugins=plugins.load(AGENT_GROUP),
+            plugin_settings=plugins.read_settings(),
+        )
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
     _allow_many_files()
-    run(_serve(settings, metrics_listen, was_given("metrics_listen")), log_level)
+    run(_serve(agent, metrics_listen, was_given("metrics_listen")), log_level)
 
 
-async def _serve(settings: AgentSettings, metrics_listen: str, chosen: bool) -> None:
-    agent = Agent(settings)
-    if settings.tls is not None:
-        agent.metrics.certificate_expires(expires_at(settings.tls.cert.read_bytes()))
+async def _serve(agent: Agent, metrics_listen: str, chosen: bool) -> None:
+    files = agent.settings.tls
+    if files is not None:
+        agent.metrics.certificate_expires(expires_at(files.cert.read_bytes()))
     loop = asyncio.get_running_loop()
     this = asyncio.current_task()
     assert this is not None
@@ -118,6 +136,7 @@ async def _serve(settings: AgentSettings, metrics_listen: str, chosen: bool) -> 
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
+    agent.plugins.start(agent.metrics.registry)  # what they mind is said before anything listens
     with serve(metrics_listen, agent.metrics.registry, chosen=chosen):
         try:
             await agent.run()

@@ -11,7 +11,7 @@ import grpc.aio
 
 from client_agent.endpoints import Address
 from whip_core import control
-from whip_core.channel import CHANNEL_OPTIONS
+from whip_core.channel import AGENT_CHANNEL_OPTIONS
 from whip_core.control_wire import METHOD_PATH, decode_broker_message, encode_agent_message
 from whip_core.outbox import Outbox
 from whip_core.tasks import TaskSet
@@ -41,7 +41,7 @@ class ControlClient:
         family = "ipv6" if ":" in self._address.ip else "ipv4"
         target = f"{family}:{self._address}"
         options: list[tuple[str, Any]] = [
-            *CHANNEL_OPTIONS,
+            *AGENT_CHANNEL_OPTIONS,
             ("grpc.enable_http_proxy", 0),
             # Each attempt is a connection of its own: our back-off is the only one.
             ("grpc.use_local_subchannel_pool", 1),

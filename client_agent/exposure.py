@@ -58,6 +58,16 @@ def parse_exposure(texts: Iterable[str]) -> Exposure:
     return exposure
 
 
+def parse_service(text: str) -> Backend:
+    """Read one service: `5051`, `10.0.0.7:8443` or `unix:/path`. Raises `SettingsError`."""
+    try:
+        return _backend(text, text)
+    except SettingsError as error:
+        raise SettingsError(
+            f"{text[:80]!r} is no service; write 5051, 10.0.0.7:8443 or unix:/path"
+        ) from error
+
+
 def _backend(entry: str, text: str) -> Backend:
     if text.startswith("unix:"):
         path = text.removeprefix("unix:")

@@ -13,7 +13,8 @@ from importlib.metadata import version
 from client_agent import local
 from client_agent.berth import Berth
 from client_agent.control_client import ControlClient
-from client_agent.exposure import TCPBackend
+from client_agent.exposure import Backend, TCPBackend
+from client_agent.plugins import AgentPlugins
 from client_agent.reverse import ReverseConnector
 from client_agent.settings import AgentSettings
 from whip_core import control
@@ -44,6 +45,7 @@ class BrokerSession:
         client: ControlClient,
         connector: ReverseConnector,
         metrics: AgentMetrics,
+        plugins: AgentPlugins,
         *,
         instance_id: str,
         on_registered: Callable[[BrokerSession], None],
@@ -52,6 +54,7 @@ class BrokerSession:
         self._client = client
         self._connector = connector
         self._metrics = metrics
+        self._plugins = plugins
         self._instance_id = instance_id
         self._on_registered = on_registered
         self._control = ControlState(AGENT_SIDE)
@@ -248,8 +251,7 @@ class BrokerSession:
 
     async def _open(self, connection: FramedConnection, request: OpenRequested) -> None:
         dial = request.dial_id.hex()[:8]
-        backend = self._settings.exposure.get(request.port)
-        if backend is None:
+        if request.port not in self._settings.exposure:
             logger.warning("dial %s refused: port %d is not exposed", dial, request.port)
             connection.refuse(
                 FailureCode.PORT_NOT_EXPOSED, f"this agent does not expose port {request.port}"
@@ -259,6 +261,7 @@ class BrokerSession:
             connection.refuse(FailureCode.DRAINING, "this agent is draining")
             return
         try:
+            backend = self._backend(request.port, request.dial_id.hex())
             side = await local.connect(backend)
         except ServiceRefused as error:
             logger.warning("dial %s: %s", dial, error)
@@ -269,7 +272,7 @@ class BrokerSession:
             return
         tunnel = RelaySide()
         connection.accept(extra={}).attach(tunnel)
-        self._relay(dial, request.port, tunnel, side)
+        self._relay(dial, request.port, backend, tunnel, side)
 
     def _became_idle(self, berth: Berth, connection: FramedConnection) -> None:
         if self.draining or self._control.state is State.ENDED:
@@ -298,7 +301,8 @@ class BrokerSession:
 
     async def _answer_old(self, request: control.Connect) -> None:
         try:
-            side = await local.connect(self._settings.exposure[request.local_port])
+            backend = self._backend(request.local_port, request.connection_id)
+            side = await local.connect(backend)
         except ServiceRefused as error:
             self._failed(request.connection_id, error)
             return
@@ -320,7 +324,7 @@ class BrokerSession:
             self._raw.add(raw)
         tunnel = RelaySide()
         raw.stream.attach(tunnel)
-        self._relay(request.connection_id[:8], request.local_port, tunnel, side)
+        self._relay(request.connection_id[:8], request.local_port, backend, tunnel, side)
 
     def _failed(self, connection_id: str, error: Exception) -> None:
         logger.warning("dial %s: %s", connection_id[:8], error)
@@ -328,10 +332,18 @@ class BrokerSession:
 
     # Both
 
-    def _relay(self, dial: str, port: int, tunnel: RelaySide, side: RelaySide) -> None:
+    def _backend(self, port: int, dial_id: str) -> Backend:
+        """The service behind an exposed port, as far as plugins let it be. `ServiceRefused`."""
+        exposed = self._settings.exposure[port]
+        return self._plugins.backend(exposed, port=port, dial_id=dial_id, broker_id=self.broker_id)
+
+    def _relay(
+        self, dial: str, port: int, backend: Backend, tunnel: RelaySide, side: RelaySide
+    ) -> None:
         domain = self._settings.name.domain
-        backend = self._settings.exposure[port]
-        local_port = str(backend.port) if isinstance(backend, TCPBackend) else "unix"
+        # The one that it was exposed with: those that a plugin may think of have no bound.
+        exposed = self._settings.exposure[port]
+        local_port = str(exposed.port) if isinstance(exposed, TCPBackend) else "unix"
         logger.debug("dial %s: open to %s", dial, backend)
         started = time.monotonic()
         self._streams += 1

@@ -12,6 +12,7 @@ from client_agent.backoff import Backoff
 from client_agent.choice import Standing
 from client_agent.control_client import ControlClient, ControlClosed
 from client_agent.endpoints import Address, Endpoint
+from client_agent.plugins import AgentPlugins
 from client_agent.reverse import ReverseConnector
 from client_agent.session import BrokerSession
 from client_agent.settings import AgentSettings
@@ -63,6 +64,8 @@ class Worker:
         endpoint: Endpoint,
         brokers: Brokers,
         metrics: AgentMetrics,
+        plugins: AgentPlugins,
+        *,
         instance_id: str,
         backoff: Callable[[], Backoff] = Backoff,
     ) -> None:
@@ -71,6 +74,7 @@ class Worker:
         self._endpoint = endpoint
         self._brokers = brokers
         self._metrics = metrics
+        self._plugins = plugins
         self._instance_id = instance_id
         self._backoff = backoff()
         self._trouble = ""
@@ -144,6 +148,7 @@ class Worker:
                 client,
                 connector,
                 self._metrics,
+                self._plugins,
                 instance_id=self._instance_id,
                 on_registered=self._registered,
             )

@@ -20,8 +20,10 @@ from prometheus_client import CollectorRegistry
 
 from programs import path_of
 from whip_addon.lifecycle import WhipAddon
+from whip_core.agents import RequestFinished
 from whip_core.caller import NOBODY, Caller
 from whip_core.errors import DialError, UnknownName
+from whip_core.plugin_sources import PluginOptions
 from whip_core.settings import BrokerSettings
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -31,9 +33,6 @@ class Counts:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.finished: list[tuple[int, str, str]] = []
-
-    def request_finished(self, status: int, protocol: str, error: str) -> None:
-        self.finished.append((status, protocol, error))
 
 
 @dataclass
@@ -52,17 +51,20 @@ class FakeBroker:
     dials: list[tuple[str, int, Caller]] = field(default_factory=list)
     streams: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
     settings: BrokerSettings | None = None
-    plugins: tuple[str, ...] = ()
+    plugin_options: PluginOptions = field(default_factory=PluginOptions)
+    addons: Sequence[tuple[str, object]] = ()
+    """What its plugins bring for mitmproxy, with the plugins' names."""
     waits: list[float] = field(default_factory=list)
     on_enter: Callable[[], None] = lambda: None
+    goes_by_caller: bool = False
     is_open: bool = False
     may_close: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self.may_close.set()
 
-    def factory(self, settings: BrokerSettings, plugins: Sequence[str]) -> FakeBroker:
-        self.settings, self.plugins = settings, tuple(plugins)
+    def factory(self, settings: BrokerSettings, plugins: PluginOptions) -> FakeBroker:
+        self.settings, self.plugin_options = settings, plugins
         return self
 
     async def __aenter__(self) -> FakeBroker:
@@ -74,9 +76,21 @@ class FakeBroker:
         await self.may_close.wait()
         self.is_open = False
 
+    def request_finished(self, request: RequestFinished) -> None:
+        self.metrics.finished.append((request.status, request.protocol, request.error))
+
+    def mitmproxy_addons(self) -> Sequence[tuple[str, object]]:
+        return self.addons
+
     def routes(self, host: str) -> bool:
         name = host.lower().removesuffix(".")
         return name in self.services or name in self.known
+
+    def destination(self, host: str, port: int, caller: Caller) -> None:
+        """Every caller is brought to the same service."""
+
+    def response_seen(self, agent: object, status: int) -> None:
+        raise AssertionError("there are no agents here")
 
     async def open_connection(
         self,

@@ -7,7 +7,7 @@ import hashlib
 import socket
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from whip_addon.commands import ADDON
 from whip_addon.lifecycle import WhipAddon
 from whip_core import Broker, BrokerSettings
 from whip_core.errors import StreamCut, StreamReset
+from whip_core.plugin_sources import PluginOptions
 from whip_core.testing import Authority
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -355,7 +356,7 @@ def test_a_service_that_crashes_behind_a_real_agent_is_a_reset_to_the_client() -
 
     brokers: list[Broker] = []
 
-    def factory(settings: BrokerSettings, plugins: Sequence[str]) -> Broker:
+    def factory(settings: BrokerSettings, plugins: PluginOptions) -> Broker:
         brokers.append(Broker(settings))
         return brokers[0]
 
@@ -599,7 +600,7 @@ def test_the_broker_runs_as_long_as_the_addon() -> None:
             assert broker.is_open
             assert broker.settings is not None
             assert broker.settings.domains == ("testdom",)
-            assert broker.plugins == ("a", "b")
+            assert broker.plugin_options.names == ("a", "b")
             assert vars(server)["asyncio"] is not asyncio
         assert not broker.is_open
         assert vars(server)["asyncio"] is asyncio
@@ -737,6 +738,7 @@ def mitmdump(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         ((*PLAIN, "--set", "whip_fallbak=true"), "no option whip_fallbak: did you mean"),
         ((*PLAIN, "--set", "whip_dial_timeout=soon"), "whip_dial_timeout: 'soon' is not"),
         ((*PLAIN, "--set", "whip_plugins=nothing.here"), "cannot load plugin nothing.here: "),
+        ((*PLAIN, "--set", "whip_plugin_set=a.b=c"), "a.b: there is no plugin a"),
         ((*PLAIN, "--set", "whip_proxy_auth_username=me"), "needs a password"),
         ((*PLAIN, "-s", "second.py"), "the addon is loaded twice"),
         (("-s", "no_seam.py", *PLAIN), "in a way that whip does not know"),

@@ -40,7 +40,11 @@ def read(**changes: Any) -> settings.AddonSettings:
         ("--metrics-listen", "whip_metrics_listen", None),
         ("--fallback", "whip_fallback", False),
         ("--picker", "whip_picker", "random"),
+        ("--outlier-ejection", "whip_outlier_ejection", False),
+        ("--policy", "whip_policy", None),
         ("--plugin", "whip_plugins", []),
+        ("--no-plugin", "whip_no_plugins", []),
+        ("--plugin-set", "whip_plugin_set", []),
         ("--domain", "whip_domains", []),
         ("--downstream-request-id-header", "whip_downstream_request_id_header", None),
         ("--proxy-auth-username", "whip_proxy_auth_username", None),
@@ -80,7 +84,7 @@ def test_the_settings_say_what_the_options_say() -> None:
     assert found.broker.tls == TLSFiles.of("key.pem", "cert.pem", "ca.pem")
     assert found.broker.domains == ("testdom", "other")
     assert (found.broker.dial_timeout, found.wait, found.fallback) == (2.5, 30.0, True)
-    assert (found.plugins, found.request_id_header) == (("a",), "X-Request-ID")
+    assert (found.plugins.names, found.request_id_header) == (("a",), "X-Request-ID")
     assert found.door == settings.DoorSettings(client_ca=Path("ca.pem"))
 
 

@@ -241,7 +241,7 @@ def test_a_small_run_prints_its_table_and_writes_its_files(tmp_path: Path) -> No
         "--bulk-mb",
         "1",
         "--only",
-        "proxy-keepalive-1 dial-near",
+        "proxy-keepalive-1 dial-near plugins",
     )
     done = subprocess.run(
         [sys.executable, "-m", "bench", *small, "--out", str(tmp_path)],
@@ -252,7 +252,7 @@ def test_a_small_run_prints_its_table_and_writes_its_files(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     assert "rows without a number" not in done.stdout, done.stdout
     data = json.loads((tmp_path / "bench.json").read_text())
-    assert [row["name"] for row in data["rows"]] == ["proxy-keepalive-1", "dial-near"]
+    assert [row["name"] for row in data["rows"]] == ["proxy-keepalive-1", "dial-near", "plugins"]
     assert all(row["median"] > 0 for row in data["rows"])
     assert {rate["contender"]: rate["errors"] for rate in data["rates"]} == {
         rows.STRAIGHT: 0,

@@ -68,6 +68,23 @@ def test_a_ping_goes_out_at_each_interval_and_its_round_trip_is_known() -> None:
     run(main())
 
 
+def test_an_agent_that_leaves_its_pings_unanswered_is_let_go() -> None:
+    watch = Watch()
+
+    async def main() -> None:
+        settings = broker_settings(ping_interval=0.02, ping_timeout=0.05)
+        async with (
+            Broker(settings, plugins=[watch]) as broker,
+            scripted(broker, answers_pings=False) as agent,
+        ):
+            assert (await agent.ended()).status == "ABORTED"
+            [(_, reason)] = watch.left
+            assert "has not answered" in reason
+            assert broker.agents == []
+
+    run(main())
+
+
 def test_a_pong_that_answers_no_ping_is_no_round_trip() -> None:
     watch = Watch()
 

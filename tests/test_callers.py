@@ -65,6 +65,23 @@ def test_each_request_of_a_connection_brings_its_own() -> None:
     assert asyncio.run(main()) == [("a.testdom", "a"), ("b.testdom", "b"), ("c.testdom", "c")]
 
 
+def test_cookies_that_come_apart_are_one_header() -> None:
+    async def main() -> Caller:
+        async with service(answering(b"ok")) as port:
+            broker = FakeBroker({"a.testdom": port})
+            async with proxy(broker) as p:
+                await curl(
+                    *("--proxy", p.url, "http://a.testdom/"),
+                    *("--header", "Cookie: a=1, 2", "--header", "cookie: b=3"),
+                )
+            [(_, _, caller)] = broker.dials
+            return caller
+
+    caller = asyncio.run(main())
+    assert caller.request is not None
+    assert caller.request.headers["cookie"] == "a=1, 2; b=3"
+
+
 def _login(name: str, password: str) -> str:
     return "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()
 

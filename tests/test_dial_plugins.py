@@ -21,7 +21,7 @@ from tunnel import (
 )
 from whip_core import Broker, Caller, control, hookimpl
 from whip_core.agents import AgentView
-from whip_core.errors import DialError, DialTimeout, NotAuthorized
+from whip_core.errors import DialError, DialTimeout, NotAuthorized, PluginError
 from whip_core.names import Target
 from whip_core.testing.agent import ControlStreamEnded
 
@@ -99,11 +99,43 @@ def test_a_plugin_that_fails_fails_the_dial_as_a_dial_fails(hook: str) -> None:
         ):
             await one.expect(control.Registered)
             await two.expect(control.Registered)
-            with Log() as log, pytest.raises(DialError, match=r"plugin"):
+            with Log() as log, pytest.raises(DialError, match=r"plugin Broken"):
                 await broker.open_connection("testdom", 80)
             await log.until("failed")
 
     run(main(), logs_errors=True)
+
+
+@pytest.mark.parametrize(
+    ("hook", "answer", "says"),
+    [
+        ("whip_pick", "instance1", "whip_pick gave instance1, which was not a candidate"),
+        ("whip_resolve", "testdom", "whip_resolve gave 'testdom', which is no Target"),
+        ("whip_resolve", Target("a b", 80), "whip_resolve: 'a b' is not a host name"),
+    ],
+)
+def test_a_wrong_answer_fails_the_dial_and_names_the_plugin(
+    hook: str, answer: object, says: str
+) -> None:
+    class Wrong:
+        pass
+
+    setattr(Wrong, hook, hookimpl(lambda self: answer))
+
+    async def main() -> None:
+        async with (
+            Broker(broker_settings(), plugins=[Wrong()]) as broker,
+            scripted(broker, registration("a")) as one,
+            scripted(broker, registration("b")) as two,
+        ):
+            await one.expect(control.Registered)
+            await two.expect(control.Registered)
+            with pytest.raises(PluginError) as raised:
+                await broker.open_connection("testdom", 80)
+            assert str(raised.value).startswith(f"testdom:80: plugin Wrong: {says}")
+            assert (raised.value.reason, raised.value.http_status) == ("plugin", 502)
+
+    run(main())
 
 
 def test_a_plugin_that_does_not_decide_is_a_timeout() -> None:

@@ -146,6 +146,7 @@ def test_a_stale_socket_is_replaced_and_a_live_one_or_a_file_is_not(tmp_path: Pa
         (("15432:a.b:80", "--whip-external-tcp-address=localhost"), "--tls-key-path"),
         (("15432:a.b:80", *PLAIN, "--picker=best"), "no picker 'best'"),
         (("15432:a.b:80", *PLAIN, "--plugin=nowhere.py"), "cannot load plugin nowhere.py"),
+        (("15432:a.b:80", *PLAIN, "--plugin-set=a.b=c"), "a.b: there is no plugin a"),
         (("15432:a.b:80", *PLAIN, "--wait=soon"), "--wait"),
     ],
 )

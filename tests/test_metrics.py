@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from urllib.request import urlopen
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -26,7 +26,8 @@ from tunnel import (
     service,
     until,
 )
-from whip_core import Broker, control
+from whip_core import Broker, control, hookimpl
+from whip_core.agents import RequestFinished
 from whip_core.errors import SettingsError, UnknownName
 from whip_core.metrics import LATENCY_BUCKETS, AgentMetrics, BrokerMetrics, serve
 
@@ -61,7 +62,7 @@ async def values(registry: CollectorRegistry) -> Samples:
 def test_the_six_names_their_types_and_labels_are_exact() -> None:
     """Dashboards and alerts of existing installations are written for these."""
     broker, agent = BrokerMetrics(), AgentMetrics()
-    broker.request_finished(200, "HTTP/1.1", "")
+    broker.whip_request_finished(RequestFinished(200, "HTTP/1.1", ""))
     watch = Watch()
 
     async def main() -> dict[str, tuple[str, set[str]]]:
@@ -96,12 +97,52 @@ def test_the_six_names_their_types_and_labels_are_exact() -> None:
 def test_requests_are_counted_by_status_protocol_and_error_under_the_whole_name() -> None:
     metrics = BrokerMetrics()
     for status, error in ((200, ""), (200, ""), (502, "unknown-name")):
-        metrics.request_finished(status, "HTTP/1.1", error)
+        metrics.whip_request_finished(RequestFinished(status, "HTTP/1.1", error))
 
     found = run(values(metrics.registry))
     # In the order of the labels' names: error, http_status, protocol.
     assert found["whip_proxy_requests_total", ("", "200", "HTTP/1.1")] == 2
     assert found["whip_proxy_requests_total", ("unknown-name", "502", "HTTP/1.1")] == 1
+
+
+def test_plugins_have_collectors_in_the_registry_of_their_broker_or_agent() -> None:
+    class Temperature:
+        def __init__(self) -> None:
+            self.registries: list[CollectorRegistry] = []
+
+        @hookimpl
+        def whip_metrics(self, registry: CollectorRegistry) -> None:
+            self.registries.append(registry)
+            Gauge("my_temperature", "In kelvin", registry=registry).set(300)
+
+    plugin = Temperature()
+
+    async def main() -> None:
+        async with (
+            Broker(broker_settings(), plugins=[plugin]) as broker,
+            running(agent_settings(broker.control_port, ports="80"), plugins=[plugin]) as agent,
+        ):
+            await agent.wait_registered()
+            assert plugin.registries == [broker.metrics.registry, agent.metrics.registry]
+            for registry in plugin.registries:
+                assert (await values(registry))["my_temperature", ()] == 300
+
+    run(main())
+
+
+def test_a_finished_request_is_told_to_plugins_of_which_the_metrics_are_one() -> None:
+    told: list[RequestFinished] = []
+
+    class Requests:
+        @hookimpl
+        def whip_request_finished(self, request: RequestFinished) -> None:
+            told.append(request)
+
+    broker = Broker(broker_settings(), plugins=[Requests()])
+    broker.request_finished(RequestFinished(200, "HTTP/2.0", ""))
+    assert told == [RequestFinished(200, "HTTP/2.0", "")]
+    found = run(values(broker.metrics.registry))
+    assert found["whip_proxy_requests_total", ("", "200", "HTTP/2.0")] == 1
 
 
 def test_agents_are_counted_and_not_domains() -> None:

@@ -29,6 +29,22 @@ from whip_core.testing import Authority
 
 ADDRESS = ("--whip-external-tcp-address=localhost",)
 PLAIN = (*ADDRESS, "--tls=false")
+PLUGIN = """
+from dataclasses import dataclass
+from whip_core import hookimpl
+
+@dataclass
+class Settings:
+    depth: int = 1
+
+@hookimpl
+def whip_settings():
+    return Settings
+
+@hookimpl
+def whip_configure(settings):
+    pass
+"""
 
 
 @dataclass
@@ -112,13 +128,20 @@ def test_the_defaults_are_loopback_mitmdump_and_streamed_bodies(calls: list[Call
 
 def test_every_setting_reaches_the_addon(calls: list[Called], tmp_path: Path) -> None:
     (tmp_path / "password").write_text("secret")
+    plugin = tmp_path / "my.py"
+    plugin.write_text(PLUGIN)
     finished = whip(
         *("proxy", *PLAIN, "--whip-external-tcp-port=9000", "--whip-listen-host=127.0.0.1"),
         *("--whip-tcp-listen-port=8001", "--whip-grpc-listen-port=50052", "--fallback=true"),
         *("--picker=random", "--metrics-listen=", "--domain=a", "--domain=b", "--wait=3"),
         *("--downstream-request-id-header=X-Id", "--proxy-auth-username=me"),
         *("--proxy-auth-password-path", str(tmp_path / "password"), "--log-level=warning"),
-        *("--dial-timeout=7", "--plugin=my.py", "--proxy-listen-port=8081"),
+        *(
+            "--dial-timeout=7",
+            f"--plugin={plugin}",
+            "--plugin-set=my.depth=2",
+            "--proxy-listen-port=8081",
+        ),
         *("--allow-plaintext=true",),
     )
     assert finished.exit_code == 0, finished.output
@@ -139,7 +162,8 @@ def test_every_setting_reaches_the_addon(calls: list[Called], tmp_path: Path) ->
         "whip_fallback": "true",
         "whip_dial_timeout": "7",
         "whip_wait": "3",
-        "whip_plugins": "my.py",
+        "whip_plugins": str(plugin),
+        "whip_plugin_set": "my.depth=2",
         "whip_metrics_listen": "",
         "whip_downstream_request_id_header": "X-Id",
         "whip_proxy_auth_username": "me",
@@ -216,6 +240,9 @@ def _tls(files: TLSFiles, **changes: Path) -> tuple[str, ...]:
         ((*PLAIN, "--proxy-listen-port=70000"), "70000 is not in the range"),
         ((*PLAIN, "--proxy-auth-username=me"), "WHIP_PROXY_PASSWORD is not set"),
         ((*PLAIN, "--picker=worst"), "no picker 'worst'"),
+        ((*PLAIN, "--plugin=nowhere.py"), "cannot load plugin nowhere.py"),
+        ((*PLAIN, "--no-plugin=nothing"), "no plugin nothing to leave out"),
+        ((*PLAIN, "--plugin-set=my.depth=2"), "my.depth: there is no plugin my"),
         ((*PLAIN, "--target=ftp://testdom"), "is not NAME[:PORT]"),
         ((*PLAIN, "--target=testdom/path"), "is not NAME[:PORT]"),
         ((*PLAIN, "--target=test dom"), "is not a host name"),

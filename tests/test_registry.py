@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from whip_core import registry
+from whip_core.agents import AgentView
+from whip_core.candidates import exposed_port
 from whip_core.errors import PortNotExposed, UnknownName
 from whip_core.names import AgentName, Target, normalize
-from whip_core.registry import Contested, Joined, Registry, exposed_port
+from whip_core.registry import Contested, Joined, Registry
 
 
 @dataclass(eq=False)
@@ -18,7 +20,12 @@ class Agent:
     ports: tuple[int, ...] = (80,)
     instance_id: str = ""
     draining: bool = False
+    ejected: bool = False
     labels: dict[str, str] = field(default_factory=dict)
+    session_id: str = ""
+
+    def view(self) -> AgentView:
+        raise NotImplementedError
 
 
 def agent(full_name: str, *ports: int, instance_id: str = "") -> Agent:
@@ -108,6 +115,88 @@ def test_a_schemes_default_port_falls_to_the_only_port_there_is(
     exposed: tuple[int, ...], asked: int, given: int | None
 ) -> None:
     assert exposed_port(exposed, asked) == given
+
+
+# What is kept between two dials
+
+
+def test_candidates_are_the_same_object_until_somebody_comes_or_goes() -> None:
+    one, two, three = (agent(f"{name}.testdom") for name in ("one", "two", "three"))
+    made = registry_of(one, two)
+    target = Target.parse("testdom", 80)
+    found = made.resolve(target)
+    assert made.resolve(target) is found
+    assert made.resolve(target).views is found.views
+    made.register(three)
+    assert serving(made, "testdom") == [(one, 80), (two, 80), (three, 80)]
+    made.remove(one)
+    assert serving(made, "testdom") == [(two, 80), (three, 80)]
+    assert len(found) == 2, "what a dial has in its hands does not change"
+    made.remove(two)
+    made.remove(three)
+    with pytest.raises(UnknownName):
+        serving(made, "testdom")
+
+
+def test_who_comes_later_is_a_candidate_only_for_the_ports_it_exposes() -> None:
+    one = agent("one.testdom", 22, 80)
+    made = registry_of(one)
+    assert serving(made, "testdom", 22) == [(one, 22)]
+    assert serving(made, "testdom", 80) == [(one, 80)]
+    two = agent("two.testdom", 22)
+    made.register(two)
+    assert serving(made, "testdom", 22) == [(one, 22), (two, 22)]
+    assert serving(made, "testdom", 80) == [(one, 80), (two, 22)]
+    made.remove(two)
+    assert serving(made, "testdom", 80) == [(one, 80)]
+
+
+def test_who_begins_to_drain_between_two_dials_is_left_out() -> None:
+    one, two = agent("one.testdom"), agent("two.testdom")
+    made = registry_of(one, two)
+    assert len(made.resolve(Target.parse("testdom", 80))) == 2
+    one.draining = True
+    made.standing_changed(one)
+    assert serving(made, "testdom") == [(two, 80)]
+
+
+def test_candidates_are_kept_for_so_many_ports_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "MAX_KEPT_PORTS", 2)
+    made = registry_of(agent("one.testdom", 1, 2, 3), agent("two.testdom", 1, 2, 3))
+    first = [made.resolve(Target.parse("testdom", port)) for port in (1, 2, 3)]
+    again = [made.resolve(Target.parse("testdom", port)) for port in (3, 2, 1)]
+    assert [again[0] is first[2], again[1] is first[1], again[2] is first[0]] == [True, True, False]
+
+
+def test_who_has_been_tried_is_left_out_of_one_dial_and_no_other() -> None:
+    one, two = agent("one.testdom"), agent("two.testdom")
+    made = registry_of(one, two)
+    target = Target.parse("testdom", 80)
+    assert [found.session for found in made.resolve(target, {one})] == [two]
+    assert len(made.resolve(target)) == 2
+    with pytest.raises(UnknownName):
+        made.resolve(target, {one, two})
+
+
+# Ejected
+
+
+def test_an_ejected_agent_is_left_out_of_its_domain_but_not_of_its_own_name() -> None:
+    one, two = agent("one.testdom"), agent("two.testdom")
+    made = registry_of(one, two)
+    one.ejected = True
+    assert serving(made, "testdom") == [(two, 80)]
+    assert serving(made, "one.testdom") == [(one, 80)]
+
+
+def test_where_all_others_have_failed_or_lack_the_port_the_ejected_are_tried() -> None:
+    one, two = agent("one.testdom", 22), agent("two.testdom", 80, 443)
+    made = registry_of(one, two)
+    one.ejected = True
+    assert serving(made, "testdom", 22) == [(one, 22)]
+    two.ports = (22,)
+    target = Target.parse("testdom", 22)
+    assert [found.session for found in made.resolve(target, {two})] == [one]
 
 
 # What an error says

@@ -8,7 +8,7 @@ import functools
 import logging
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -162,6 +162,7 @@ class Watch:
         self.dials: list[DialFinished] = []
         self.opened: list[DialFinished] = []
         self.closed: list[StreamClosed] = []
+        self.responses: list[tuple[str, int]] = []
         self._news = asyncio.Event()
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -191,6 +192,11 @@ class Watch:
     @hookimpl
     def whip_dial_finished(self, dial: DialFinished) -> None:
         self.dials.append(dial)
+        self._tell()
+
+    @hookimpl
+    def whip_response_seen(self, agent: AgentView, status: int) -> None:
+        self.responses.append((agent.name.hostname, status))
         self._tell()
 
     @hookimpl
@@ -239,10 +245,10 @@ def agent_settings(
 
 @asynccontextmanager
 async def running(
-    settings: AgentSettings, resolvers: Resolvers | None = None
+    settings: AgentSettings, resolvers: Resolvers | None = None, plugins: Sequence[object] = ()
 ) -> AsyncIterator[Agent]:
     """A real agent, running; behind the block it is cut off."""
-    agent = Agent(settings, resolvers=resolvers)
+    agent = Agent(settings, resolvers=resolvers, plugins=plugins)
     task = asyncio.get_running_loop().create_task(agent.run())
     try:
         yield agent

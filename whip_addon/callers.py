@@ -67,11 +67,21 @@ class Callers:
         data = _connecting.get()
         return (data.client, data.server) if data is not None else (None, None)
 
+    def flow(self) -> HTTPFlow | None:
+        """The request that the running task works for."""
+        noted = _flow.get()
+        return noted() if noted is not None else None
+
+    def proxy_user(self) -> str | None:
+        """What `current` tells of the user, and nothing else."""
+        client, _ = self.connecting()
+        flow = self.flow()
+        return _proxy_user(flow, client or (flow.client_conn if flow is not None else None))
+
     def current(self) -> Caller:
         """Who the running task dials for; `NOBODY` outside of mitmproxy's own work."""
         client, _ = self.connecting()
-        noted = _flow.get()
-        flow = noted() if noted is not None else None
+        flow = self.flow()
         if client is None and flow is None:
             return NOBODY
         if client is None and flow is not None:
@@ -107,10 +117,14 @@ def _proxy_user(flow: HTTPFlow | None, client: Client | None) -> str | None:
 
 def _request_of(flow: HTTPFlow) -> HttpRequest:
     request = flow.request
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    if "cookie" in headers:
+        # HTTP/2 may send each by itself (RFC 9113 §8.2.3); a comma may be part of one.
+        headers["cookie"] = "; ".join(request.headers.get_all("cookie"))
     return HttpRequest(
         method=request.method,
         scheme=request.scheme,
         host=request.host,
         path=request.path,
-        headers={name.lower(): value for name, value in request.headers.items()},
+        headers=headers,
     )

@@ -18,7 +18,7 @@ from whip_core import broker_options
 from whip_core.errors import SettingsError
 from whip_core.names import check_port, normalize
 from whip_core.options import Failure, common_options, option, was_given
-from whip_core.settings import BrokerSettings, is_loopback
+from whip_core.settings import is_loopback
 
 ADDON = Path(__file__).with_name("addon.py")
 TOOLS = {"console": "mitmproxy", "web": "mitmweb", None: "mitmdump"}
@@ -115,13 +115,12 @@ def _check(chosen: dict[str, Any], host: str) -> None:
     """Everything that can be known to be wrong before mitmproxy starts."""
     _mitmproxy_tools()
     from whip_addon.door import server_context as door_context
-    from whip_core import Broker
+    from whip_addon.lifecycle import broker_of
     from whip_core.certificates import check_files
 
     try:
         checked = settings.read(chosen, settings.by_flag)
-        if isinstance(checked.broker, BrokerSettings):
-            Broker(checked.broker)
+        broker_of(checked.broker, checked.plugins)
         if checked.broker.tls is not None:
             check_files(checked.broker.tls)
         door_context(checked.door)

@@ -10,6 +10,7 @@ from mitmproxy.http import HTTPFlow
 from mitmproxy.tcp import TCPFlow
 
 from whip_addon.answers import Answer
+from whip_core.agents import RequestFinished
 
 PROTOCOLS = frozenset({"HTTP/1.0", "HTTP/1.1", "HTTP/2.0", "HTTP/3"})
 CLIENT_LEFT = ("client disconnected", "stream reset by client")
@@ -19,9 +20,9 @@ NO_STATUS = 0
 
 
 class Counts(Protocol):
-    """`whip_core.metrics.BrokerMetrics`, as far as it is used here."""
+    """`whip_core.Broker`, as far as it is used here."""
 
-    def request_finished(self, status: int, protocol: str, error: str) -> None: ...
+    def request_finished(self, request: RequestFinished) -> None: ...
 
 
 class Counting:
@@ -60,7 +61,8 @@ class Counting:
     def _count(self, status: int, protocol: str, error: str) -> None:
         counts = self._counts()
         if counts is not None:
-            counts.request_finished(status if 100 <= status <= 599 else 0, protocol, error)
+            status = status if 100 <= status <= 599 else NO_STATUS
+            counts.request_finished(RequestFinished(status, protocol, error))
 
 
 def _protocol(flow: HTTPFlow) -> str:

@@ -14,6 +14,7 @@ from mitmproxy.connection import Server
 from whip_addon.answers import Answer, DialFailed
 from whip_addon.broken import BrokenStreams
 from whip_addon.callers import Callers
+from whip_addon.reuse import Directs, Reuse
 from whip_addon.routing import ALLOW_HINT, Route, route
 from whip_core.caller import Caller
 from whip_core.errors import DialError, UnknownName
@@ -21,7 +22,7 @@ from whip_core.errors import DialError, UnknownName
 logger = logging.getLogger(__name__)
 
 
-class Dials(Protocol):
+class Dials(Directs, Protocol):
     """What the dial needs of a `whip_core.Broker`."""
 
     def routes(self, host: str) -> bool: ...
@@ -55,11 +56,13 @@ class Dialer:
         rules: Callable[[], Rules],
         callers: Callers,
         broken: BrokenStreams,
+        reuse: Reuse,
     ) -> None:
         self._broker = broker
         self._rules = rules
         self._callers = callers
         self._broken = broken
+        self._reuse = reuse
         self._dialled: weakref.WeakSet[Server] = weakref.WeakSet()
 
     async def dial(
@@ -102,15 +105,17 @@ class Dialer:
                 self._mark()
                 return opened
             hint = ALLOW_HINT if way is Route.ASK else ""
-            opened = await broker.open_connection(
-                host, port, caller=self._callers.current(), wait=rules.wait
-            )
+            caller = self._callers.current()
+            opened = await broker.open_connection(host, port, caller=caller, wait=rules.wait)
         except UnknownName as error:
             raise DialFailed(Answer.to(error, hint)) from error
         except DialError as error:
             raise DialFailed(Answer.to(error)) from error
         self._mark()
         client, server = self._callers.connecting()
+        dialled = opened[1].get_extra_info("whip")
+        if client is not None and server is not None and dialled is not None:
+            self._reuse.opened(client, server, dialled, caller)
         return self._broken.watch(*opened, client=client, server=server)
 
     def _mark(self) -> None:

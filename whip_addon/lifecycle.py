@@ -31,20 +31,24 @@ from whip_addon import options, seam
 from whip_addon.answers import Answers
 from whip_addon.broken import BrokenStreams
 from whip_addon.callers import Callers
-from whip_addon.counting import Counting, Counts
+from whip_addon.counting import NO_STATUS, Counting, Counts
 from whip_addon.dialing import Dialer, Dials, Rules
 from whip_addon.door import Door
 from whip_addon.ending import end_clients
 from whip_addon.forwarded import Forwarded
 from whip_addon.guard import Guard
 from whip_addon.passthrough import Passthrough
+from whip_addon.plugin_addons import PluginAddons
+from whip_addon.responses import Responses, Told
+from whip_addon.reuse import Reuse
 from whip_addon.routing import Route, route
 from whip_addon.settings import BY_NAME, WHILE_RUNNING, AddonSettings
 from whip_addon.streaming import Streaming
 from whip_core import Broker, metrics
+from whip_core.agents import RequestFinished
 from whip_core.errors import BrokerClosed, SettingsError, StreamCut, WhipError
 from whip_core.forward import ForwardSpec
-from whip_core.plugin_files import load_plugins
+from whip_core.plugin_sources import PluginOptions
 from whip_core.remote import RemoteBroker
 from whip_core.settings import BrokerSettings, RemoteSettings, is_loopback
 from whip_core.tasks import TaskSet
@@ -54,30 +58,31 @@ logger = logging.getLogger(__name__)
 SHUTTING_DOWN = "whip is shutting down"
 
 
-class RunningBroker(Dials, Protocol):
+class RunningBroker(Dials, Counts, Told, Protocol):
     """What the addon needs of a broker: `whip_core.Broker`, a `RemoteBroker`, a test's own."""
 
     @property
     def metrics(self) -> Any: ...
+    def mitmproxy_addons(self) -> Sequence[tuple[str, object]]: ...
     def forwarding(
         self, spec: ForwardSpec, *, wait: float
     ) -> AbstractAsyncContextManager[object]: ...
 
 
 BrokerFactory = Callable[
-    [BrokerSettings | RemoteSettings, Sequence[str]],
+    [BrokerSettings | RemoteSettings, PluginOptions],
     AbstractAsyncContextManager[RunningBroker],
 ]
-"""Makes the broker from its settings and the plugins' names; entering it starts it."""
+"""Makes the broker from its settings and its plugins'; entering it starts it."""
 
 
 def broker_of(
-    settings: BrokerSettings | RemoteSettings, plugins: Sequence[str]
-) -> AbstractAsyncContextManager[RunningBroker]:
-    """The real one, here or elsewhere. Raises `SettingsError`."""
+    settings: BrokerSettings | RemoteSettings, plugins: PluginOptions
+) -> Broker | RemoteBroker:
+    """The real one, here or elsewhere, with the plugins loaded. Raises `SettingsError`."""
     if isinstance(settings, RemoteSettings):
         return RemoteBroker(settings)
-    return Broker(settings, plugins=load_plugins(plugins))
+    return Broker(settings, plugins=plugins.load(), plugin_settings=plugins.read_settings())
 
 
 class _Set:
@@ -112,18 +117,23 @@ class WhipAddon:
         self._answers = Answers()
         callers = Callers(self._request_id_header)
         self._broken = BrokenStreams()
-        self._dialer = Dialer(self._ready, self._rules, callers, self._broken)
+        self._reuse = Reuse(lambda: self._broker, callers)
+        self._dialer = Dialer(self._ready, self._rules, callers, self._broken, self._reuse)
         self._door = Door(callers.prove_names)
+        self._brought = PluginAddons()
         self.addons: list[object] = [
             Guard(lambda: self._fault, self._way, self._dialer.has_dialled),
             self._door,
             callers,
+            self._reuse,
             self._answers,
             Passthrough(self._passthrough, self._passed_through),
             Streaming(),
+            Responses(lambda: self._broker, self._reuse.agent_of),
             Forwarded(self._routes),
             self._broken,
             Counting(self._counts),
+            self._brought,
         ]
         if self._is_second:
             self.addons.clear()
@@ -138,6 +148,7 @@ class WhipAddon:
             options.declare(loader)
             seam.install(self._dialer.dial)
             self._answers.install()
+            self._reuse.install()
             options.take_deferred(loader.master.options)
         except WhipError as error:
             self._fail(str(error))
@@ -210,6 +221,7 @@ class WhipAddon:
             stack.enter_context(_metrics_of(broker, settings))
             for spec in settings.forwards:
                 await stack.enter_async_context(broker.forwarding(spec, wait=settings.wait))
+            await self._brought.add(broker.mitmproxy_addons())
             self._broker = broker
             self._started.set()
             await self._stop.wait()
@@ -219,6 +231,7 @@ class WhipAddon:
 
     def _leave(self) -> None:
         self._answers.uninstall()
+        self._reuse.uninstall()
         seam.uninstall(self._dialer.dial)
 
     def _fail(self, fault: str) -> None:
@@ -269,10 +282,10 @@ class WhipAddon:
     def _passed_through(self) -> None:
         counts = self._counts()
         if counts is not None:
-            counts.request_finished(0, "tcp", "")
+            counts.request_finished(RequestFinished(NO_STATUS, "tcp", ""))
 
     def _counts(self) -> Counts | None:
-        return self._broker.metrics if self._broker is not None else None
+        return self._broker
 
 
 def _metrics_of(broker: RunningBroker, settings: AddonSettings) -> AbstractContextManager[Any]:

@@ -19,12 +19,14 @@ from whip_core.broker_options import (
     by_name,
     flags_of,
     read_broker,
+    read_plugins,
     read_remote,
     read_seconds,
     setting,
 )
 from whip_core.errors import SettingsError
 from whip_core.forward import ForwardSpec
+from whip_core.plugin_sources import PluginOptions
 from whip_core.settings import BrokerSettings, RemoteSettings
 
 OPTIONS: tuple[Option, ...] = (
@@ -78,7 +80,7 @@ class AddonSettings:
     broker: BrokerSettings | RemoteSettings
     """Those of the broker inside, or of one elsewhere."""
     door: DoorSettings
-    plugins: tuple[str, ...]
+    plugins: PluginOptions
     fallback: bool
     wait: float
     metrics_listen: str
@@ -106,7 +108,7 @@ def read(values: Mapping[str, Any], spell: Callable[[str], str] = by_name) -> Ad
     return AddonSettings(
         broker=read_remote(values, spell) or read_broker(values, spell),
         door=_door(values, spell),
-        plugins=tuple(values["whip_plugins"]),
+        plugins=read_plugins(values),
         fallback=values["whip_fallback"],
         wait=read_seconds(values, "whip_wait", spell),
         metrics_listen=METRICS_LISTEN if metrics_listen is None else metrics_listen,

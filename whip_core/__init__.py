@@ -9,15 +9,22 @@ dial                from a name to a stream (an `asyncio.Transport`): resolve, p
 """
 
 import os
+import typing
 
-# gRPC's core, when it is first imported, looks here for whether to write a line to stderr
-# for every port scan, across mitmproxy's screen too. What concerns us we log ourselves.
+# gRPC looks here whether to write each port scan to stderr, across mitmproxy's screen too.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-from whip_core.broker import Broker
-from whip_core.caller import Caller, HttpRequest
-from whip_core.hookspecs import hookimpl
-from whip_core.remote import connect
-from whip_core.settings import BrokerSettings, TLSFiles
+if typing.TYPE_CHECKING:
+    from whip_core.public import (
+        Broker,
+        BrokerSettings,
+        Caller,
+        HttpRequest,
+        TLSFiles,
+        connect,
+        hookimpl,
+    )
+else:
+    from whip_core.when_asked import __getattr__  # noqa: F401
 
 __all__ = ["Broker", "BrokerSettings", "Caller", "HttpRequest", "TLSFiles", "connect", "hookimpl"]

@@ -25,11 +25,14 @@ class AgentView:
     protocol_version: int
     software_version: str
     streams: int
+    """Open streams, and those that are being opened."""
     parked: int
     round_trip: float | None
     registered_at: float
     """Wall clock, seconds since the epoch."""
     draining: bool
+    ejected: bool = False
+    """Left out of its domain for a while, because it keeps failing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,29 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a dial leads, or has to lead: what was asked for after plugins resolved it.
+
+    An `agent` of None is any agent of that target.
+    """
+
+    target: Target
+    agent: AgentName | None
+
+    def admits(self, reached: Destination) -> bool:
+        """Whether a stream to `reached` does for who has to get here."""
+        return self.target == reached.target and self.agent in (None, reached.agent)
+
+
+@dataclass(frozen=True, slots=True)
+class FailedAttempt:
+    """An agent that was asked to open a stream, and did not."""
+
+    agent: AgentView
+    error: DialError
+
+
+@dataclass(frozen=True, slots=True)
 class DialFinished:
     """How a dial went. `agent` and `open_seconds` are None if it never got so far."""
 
@@ -70,6 +96,20 @@ class DialFinished:
     resolve_seconds: float
     open_seconds: float | None
     total_seconds: float
+    failed: tuple[FailedAttempt, ...] = ()
+    """The agents that were tried in vain; the last one too, if the dial failed by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFinished:
+    """One exchange of a proxy with its client. All three are of a bounded number."""
+
+    status: int
+    """The HTTP status that the client got; 0 if it got none, or it was no HTTP."""
+    protocol: str
+    """"HTTP/1.1" and the like, "websocket", "tcp" or "other"."""
+    error: str
+    """Why it failed, as a short name; empty if it did not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,15 @@ import contextlib
 import logging
 import random
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from types import TracebackType
 
 from whip_core import control, settings
-from whip_core.agents import AgentView, Registration
-from whip_core.authorization import CertificateCoversName
+from whip_core.agents import AgentView, Destination, Registration, RequestFinished
+from whip_core.authorization import CertificateCoversName, PolicyRules
 from whip_core.awaited import Awaited
 from whip_core.caller import Caller
 from whip_core.certificates import check_files, expires_at
@@ -23,13 +25,17 @@ from whip_core.dial_desk import DialDesk
 from whip_core.dial_socket import Admission, DialSocket
 from whip_core.dialer import Dialer
 from whip_core.dials import Dials
-from whip_core.errors import RegistrationError, RemoteProtocolError
+from whip_core.errors import RegistrationError, RemoteProtocolError, SettingsError
 from whip_core.fabrics import ShippedFabrics
 from whip_core.metrics import BrokerMetrics
 from whip_core.names import AgentName, check_labels, check_port, is_within, normalize
 from whip_core.neighbours import Neighbours
-from whip_core.pickers import make_picker
+from whip_core.outliers import OutlierEjection
+from whip_core.picker_choice import make_picker
+from whip_core.plugin_settings import PluginSettings
 from whip_core.plugins import Plugins
+from whip_core.policy import Policy
+from whip_core.policy_file import parse_policy
 from whip_core.preamble import OldPreamble
 from whip_core.registry import Contested, Joined, Registry
 from whip_core.reverse_listener import Arrival, ReverseListener
@@ -52,24 +58,39 @@ class Broker(Dials):
             reader, writer = await broker.open_connection("instance1.testdom", 80)
 
     `plugins` are objects with hooks (`hookspecs`); the built-in picker, certificate rule
-    and metrics stand behind them. Entering raises `SettingsError` if a file or a port
+    and metrics stand behind them. Raises `SettingsError` for one that cannot be used, or
+    for a setting that no plugin has. Entering raises `SettingsError` if a file or a port
     cannot be used.
     """
 
     def __init__(
-        self, settings: settings.BrokerSettings, *, plugins: Sequence[object] = ()
+        self,
+        settings: settings.BrokerSettings,
+        *,
+        plugins: Sequence[object] = (),
+        plugin_settings: PluginSettings | None = None,
     ) -> None:
         self.settings = settings
         self.broker_id = secrets.token_hex(8)
         self.metrics = BrokerMetrics()
+        rules: list[object] = [CertificateCoversName()]
+        if settings.policy is not None:
+            rules.append(PolicyRules(_read_policy(settings.policy)))
+        self._outliers = OutlierEjection(self._eject) if settings.outlier_ejection else None
+        self._desk = DialDesk(
+            lambda: self._dialer, lambda: self.agents, self._view, self._known_domains
+        )
         self.plugins = Plugins(
             [
                 make_picker(settings.picker),
-                CertificateCoversName(),
+                *rules,
+                *([self._outliers] if self._outliers else []),
                 ShippedFabrics(),
+                *([self._desk] if settings.dial_listen else []),
                 self.metrics,
                 *plugins,
-            ]
+            ],
+            plugin_settings,
         )
         self._domains = tuple(normalize(domain) for domain in settings.domains)
         self._registry: Registry[Session] = Registry()
@@ -80,8 +101,10 @@ class Broker(Dials):
         self._neighbours: Neighbours | None = None
         self._stack = contextlib.AsyncExitStack()
         self.metrics.watch_parked(self._parked_by_domain)
+        self.metrics.watch_ejected(self._ejected_by_domain)
 
     async def __aenter__(self) -> Broker:
+        self.plugins.start(self.metrics.registry)
         files = self.settings.tls
         if files is not None:
             for warning in check_files(files):
@@ -173,10 +196,8 @@ class Broker(Dials):
 
     def _make_dial_socket(self) -> DialSocket:
         settings = self.settings
-        desk = DialDesk(self._dialer, lambda: self.agents, self._view, self._known_domains)
-        self.plugins.register(desk)
         return DialSocket(
-            desk,
+            self._desk,
             settings.dial_listen,
             server_context(settings.tls) if settings.tls else None,
             Admission(settings.dial_allow, settings.dial_trust),
@@ -188,12 +209,26 @@ class Broker(Dials):
         """Every registered agent, as it is now."""
         return [session.view() for session in self._registry]
 
+    def mitmproxy_addons(self) -> list[tuple[str, object]]:
+        """What plugins bring for a mitmproxy that this broker is in, with the plugins' names.
+
+        Raises `SettingsError` if one of them fails at it.
+        """
+        return self.plugins.mitmproxy_addons()
+
+    def request_finished(self, request: RequestFinished) -> None:
+        """Told by the proxy that this broker is in, for the plugins."""
+        self.plugins.request_finished(request)
+
     def _parked_by_domain(self) -> dict[str, int]:
         parked: dict[str, int] = {}
         for session in self._registry:
             domain = session.name.domain
             parked[domain] = parked.get(domain, 0) + session.parked
         return parked
+
+    def _ejected_by_domain(self) -> dict[str, int]:
+        return dict(Counter(session.name.domain for session in self._registry if session.ejected))
 
     def routes(self, host: str) -> bool:
         """Whether `host` belongs to whip: it, or its domain, is or was registered or is listed.
@@ -217,6 +252,20 @@ class Broker(Dials):
 
     def _known_domains(self) -> list[str]:
         return [*self._domains, *self._registry.domains]
+
+    @property
+    def goes_by_caller(self) -> bool:
+        """Whether it can depend on the caller where a dial leads; else `destination` is None."""
+        return self.plugins.go_by_caller
+
+    def destination(self, host: str, port: int, caller: Caller) -> Destination | None:
+        """Where a dial for `caller` has to lead; None if every caller's may lead anywhere.
+
+        For who has a stream already and wants to serve another caller on it: it will do if
+        the destination admits that of `writer.get_extra_info("whip")`. Opens nothing.
+        Raises `DialError` if a plugin fails, or nobody has the name any more.
+        """
+        return self._dialer.destination(host, port, caller)
 
     # Agents: what the control server asks (`control_server.ControlHandler`)
 
@@ -307,11 +356,20 @@ class Broker(Dials):
         session.next_ping = loop.call_later(delay, self._ping, session)
 
     def _ping(self, session: Session) -> None:
+        silent = session.silent_for
+        if silent >= self.settings.ping_timeout:
+            # Whatever TCP believes of it, the path is dead, or the agent.
+            why = f"it has not answered for {silent:.0f} s"
+            self._end(session, RegistrationError(why, code="unresponsive"))
+            return
         session.ping()
         self._ping_later(session, self.settings.ping_interval)
 
     def received(self, session: Session, message: control.AgentMessage) -> None:
+        was_draining = session.draining
         round_trip = session.received(message)
+        if session.draining != was_draining:
+            self._registry.standing_changed(session)
         if round_trip is not None:
             self.plugins.round_trip(session.view(), round_trip)
         if self._neighbours is not None:
@@ -334,12 +392,34 @@ class Broker(Dials):
         self._registry.remove(session)
         if self._neighbours is not None:
             self._neighbours.left(session)
-        if session.next_ping is not None:
-            session.next_ping.cancel()
+        for timer in (session.next_ping, session.readmission):
+            if timer is not None:
+                timer.cancel()
         view = session.view()
         session.end(why)
         logger.info("agent %s left: %s", session.name, reason)
         self.plugins.agent_left(view, reason)
+
+    # Ejection: what `OutlierEjection` decides
+
+    def _eject(self, agent: AgentView, seconds: float) -> None:
+        session = self._sessions_by_id.get(agent.session_id)
+        if session is None:
+            return
+        session.ejected = True
+        self._registry.standing_changed(session)
+        loop = asyncio.get_running_loop()
+        session.readmission = loop.call_later(seconds, self._readmit, session)
+
+    def _readmit(self, session: Session) -> None:
+        session.ejected = False
+        self._registry.standing_changed(session)
+        assert self._outliers is not None
+        self._outliers.readmitted(session.view())
+
+    def response_seen(self, agent: AgentView, status: int) -> None:
+        """Tell the plugins of an HTTP response that came from `agent`, seen by a proxy here."""
+        self.plugins.response_seen(agent, status)
 
     # Reverse connections
 
@@ -353,6 +433,14 @@ class Broker(Dials):
         if session is None:
             raise RemoteProtocolError("it belongs to no session or dial (any more)")
         session.welcome(arrival)
+
+
+def _read_policy(path: Path) -> Policy:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"policy {path}: cannot read it: {error}") from error
+    return parse_policy(text, str(path))
 
 
 def _checked(message: control.Register) -> Registration:

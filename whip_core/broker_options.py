@@ -13,11 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import click
+
 from whip_core.certificates import dns_pattern
 from whip_core.dial_address import DialAddress
 from whip_core.errors import SettingsError
 from whip_core.names import normalize
 from whip_core.options import option
+from whip_core.picker_choice import DEFAULT as DEFAULT_PICKER
+from whip_core.picker_choice import PICKERS, make_picker
+from whip_core.plugin_sources import PluginOptions
 from whip_core.settings import (
     DIAL_TIMEOUT,
     BrokerSettings,
@@ -48,6 +53,8 @@ class Option:
     default: Any
     help: str
     metavar: str | None = None
+    repeatable: bool = False
+    """A list in one text, separated by commas; a command takes it in several options too."""
 
 
 def setting(
@@ -57,9 +64,11 @@ def setting(
     help_: str,
     metavar: str | None = None,
     name: str | None = None,
+    *,
+    repeatable: bool = False,
 ) -> Option:
     name = PREFIX + (name or flag.removeprefix("--whip-").removeprefix("--").replace("-", "_"))
-    return Option(name, flag, type_, default, help_, metavar)
+    return Option(name, flag, type_, default, help_, metavar, repeatable)
 
 
 BROKER_OPTIONS: tuple[Option, ...] = (
@@ -82,9 +91,21 @@ BROKER_OPTIONS: tuple[Option, ...] = (
             name="domains"),
     setting("--dial-timeout", str, f"{DIAL_TIMEOUT:g}", "Seconds that a dial may take.", "SECONDS"),
     setting("--wait", str, "0", "Seconds that a dial waits for its agent to appear.", "SECONDS"),
-    setting("--picker", str, "random", "How one of a domain's agents is picked."),
+    setting("--picker", str, DEFAULT_PICKER,
+            f"How one of a domain's agents is picked: {', '.join(PICKERS)}; sticky may go by a "
+            "header (sticky:header=x-user) or a cookie (sticky:cookie=session); one domain's "
+            "own is testdom=sticky (repeatable, or separated by commas).", "[DOMAIN=]PICKER",
+            repeatable=True),
+    setting("--outlier-ejection", bool, False,
+            "Leave an agent that keeps failing out of its domain for a while."),
+    setting("--policy", OPTIONAL_TEXT, None,
+            "A TOML file that says who may reach what; nobody else may (docs/policy.md).", "FILE"),
     setting("--plugin", TEXTS, [], "A module, or a file, with plugin hooks (repeatable).",
             name="plugins"),
+    setting("--no-plugin", TEXTS, [], "An installed plugin to leave out (repeatable).", "NAME",
+            name="no_plugins"),
+    setting("--plugin-set", TEXTS, [], "A setting of a plugin's (repeatable).",
+            "PLUGIN.KEY=VALUE"),
     setting("--fabric", OPTIONAL_TEXT, None,
             "What joins this broker to others, so that it reaches their agents: "
             "nats://host:4222, tls://host:4222; several with commas.", "URL"),
@@ -125,7 +146,7 @@ OF_ALL_COMMANDS = frozenset(
 
 OF_A_BROKER = (
     *("whip_external_tcp_address", "whip_external_tcp_port", "whip_listen_host"),
-    *("whip_picker", "whip_plugins", "whip_fabric"),
+    *("whip_picker", "whip_outlier_ejection", "whip_policy", "whip_plugins", "whip_fabric"),
 )
 """What means nothing beside another broker, and says that somebody expects otherwise."""
 
@@ -142,6 +163,8 @@ def declare(options: Iterable[Option]) -> Callable[[Command], Command]:
                 attributes["metavar"] = each.metavar
             if each.type is TEXTS:
                 attributes["multiple"] = True
+            elif each.repeatable:
+                attributes.update(multiple=True, default=[each.default], callback=_joined)
             else:
                 attributes["default"] = each.default
                 attributes["type"] = {bool: bool, int: int, OPTIONAL_NUMBER: int}.get(
@@ -151,6 +174,10 @@ def declare(options: Iterable[Option]) -> Callable[[Command], Command]:
         return command
 
     return decorate
+
+
+def _joined(_: click.Context, __: click.Parameter, values: Sequence[str]) -> str:
+    return ",".join(values)
 
 
 def chosen(
@@ -196,7 +223,9 @@ def read_broker(values: Mapping[str, Any], spell: Callable[[str], str] = by_name
         tls=_tls_files(values, spell),
         allow_plaintext=values["whip_allow_plaintext"],
         domains=_domains(values, spell),
-        picker=values["whip_picker"],
+        picker=_picker(values, spell),
+        outlier_ejection=values["whip_outlier_ejection"],
+        policy=Path(values["whip_policy"]).expanduser() if values["whip_policy"] else None,
         dial_timeout=read_seconds(values, "whip_dial_timeout", spell, least=0.001),
         fabric=_fabric(values, spell),
     )
@@ -276,6 +305,15 @@ def read_remote(
     )
 
 
+def read_plugins(values: Mapping[str, Any]) -> PluginOptions:
+    """What the options say of plugins; nothing is loaded yet."""
+    return PluginOptions(
+        names=tuple(values["whip_plugins"]),
+        without=tuple(values["whip_no_plugins"]),
+        settings=tuple(values["whip_plugin_set"]),
+    )
+
+
 def _tls_files(values: Mapping[str, Any], spell: Callable[[str], str]) -> TLSFiles | None:
     if not values["whip_tls"]:
         return None
@@ -293,6 +331,15 @@ def _domains(values: Mapping[str, Any], spell: Callable[[str], str]) -> tuple[st
         return tuple(normalize(domain) for domain in values["whip_domains"])
     except ValueError as error:
         raise SettingsError(f"{spell('whip_domains')}: {error}") from error
+
+
+def _picker(values: Mapping[str, Any], spell: Callable[[str], str]) -> str:
+    text: str = values["whip_picker"]
+    try:
+        make_picker(text)
+    except SettingsError as error:
+        raise SettingsError(f"{spell('whip_picker')}: {error}") from error
+    return text
 
 
 def _port(values: Mapping[str, Any], name: str, spell: Callable[[str], str]) -> int | None:

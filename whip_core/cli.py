@@ -7,13 +7,17 @@ from importlib.metadata import EntryPoint, entry_points
 import click
 
 GROUP = "whip.commands"
+DISTRIBUTION = "whip-tunnel"
 
 
 class CommandsByEntryPoint(click.Group):
     """A group whose commands are the entry points of `whip.commands`."""
 
     def _found(self) -> dict[str, EntryPoint]:
-        return {point.name: point for point in entry_points(group=GROUP)}
+        points = entry_points(group=GROUP)
+        own = (point for point in points if point.dist and point.dist.name == DISTRIBUTION)
+        # Last, so that no other package's command can stand in the place of one of ours.
+        return {point.name: point for point in (*points, *own)}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *self._found()})
@@ -24,29 +28,37 @@ class CommandsByEntryPoint(click.Group):
             return super().get_command(ctx, name)
         try:
             command = point.load()
-        except ImportError as error:
-            return _unavailable(name, error)
+        except Exception as error:  # noqa: BLE001  # somebody else's code may raise anything
+            return _unavailable(name, f"{_origin(point)}{error or type(error).__name__}")
         if not isinstance(command, click.Command):
-            raise click.ClickException(f"`whip {name}`: {point.value} is no click command")
+            return _unavailable(name, f"{_origin(point)}{point.value} is no click command")
         return command
 
 
-def _unavailable(name: str, error: ImportError) -> click.Command:
+def _origin(point: EntryPoint) -> str:
+    """Whose command it is, if it is not ours."""
+    if point.dist is None or point.dist.name == DISTRIBUTION:
+        return ""
+    return f"{point.dist.name} {point.dist.version}: "
+
+
+def _unavailable(name: str, why: str) -> click.Command:
     """Stands for a command that cannot be imported, and says why when it is called."""
+    why = " ".join(why.split())
 
     @click.command(
         name,
-        help=f"(not available: {error})",
+        help=f"(not available: {why})",
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     )
     def unavailable() -> None:
-        raise click.ClickException(f"`whip {name}` is not available here: {error}")
+        raise click.ClickException(f"`whip {name}` is not available here: {why}")
 
     return unavailable
 
 
 @click.group(cls=CommandsByEntryPoint, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="whip-tunnel", prog_name="whip")
+@click.version_option(package_name=DISTRIBUTION, prog_name="whip")
 def main() -> None:
     """Reach private service instances by name, through connections that they open."""
 
@@ -59,6 +71,6 @@ class OnlyPKI(CommandsByEntryPoint):
 
 
 @click.group(cls=OnlyPKI)
-@click.version_option(package_name="whip-tunnel", prog_name="whiphack")
+@click.version_option(package_name=DISTRIBUTION, prog_name="whiphack")
 def whiphack() -> None:
     """The helper of old: `whiphack pki` is `whip pki`."""

@@ -20,9 +20,11 @@ BUNDLE = 256
 class DialDesk:
     """A plugin of the broker's, as it hears there of what changes."""
 
+    whip_name = "dial-socket"
+
     def __init__(
         self,
-        dialer: Dialer,
+        dialer: Callable[[], Dialer],
         agents: Callable[[], Iterable[AgentView]],
         find: Callable[[str], AgentView | None],
         domains: Callable[[], Iterable[str]],
@@ -34,7 +36,7 @@ class DialDesk:
         self._listeners: set[_Listener] = set()
 
     async def dial(self, ask: Ask) -> tuple[Stream, Served]:
-        stream = await self._dialer.dial(
+        stream = await self._dialer().dial(
             ask.name, ask.port, caller=ask.caller, wait=ask.wait, timeout=ask.timeout
         )
         dial: Dial = stream.get_extra_info("whip")

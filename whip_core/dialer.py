@@ -7,12 +7,13 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from whip_core.agents import DialFinished, StreamClosed
+from whip_core.agents import AgentView, Destination, DialFinished, FailedAttempt, StreamClosed
 from whip_core.caller import Caller
+from whip_core.candidates import Candidate, Candidates
 from whip_core.errors import (
     BrokerClosed,
     DialError,
@@ -24,7 +25,7 @@ from whip_core.errors import (
 from whip_core.frames import DIAL_ID_SIZE
 from whip_core.names import Target
 from whip_core.plugins import Plugins
-from whip_core.registry import Candidate, Registry
+from whip_core.registry import Registry
 from whip_core.session import Session
 from whip_core.stream import Stream, cut
 
@@ -48,15 +49,29 @@ class Dial:
     caller: Caller
     started: float
     asked: Target | None = None
-    """What plugins made of `target`."""
+    """What plugins made of the target."""
     candidate: Candidate[Session] | None = None
     resolve_seconds: float = 0.0
     open_seconds: float | None = None
     parked: bool = False
+    failed: list[FailedAttempt] = field(default_factory=list)
 
     def __str__(self) -> str:
         asked_by = f" (request {self.caller.request_id})" if self.caller.request_id else ""
         return f"dial {self.dial_id.hex()[:8]} {self.target}{asked_by}"
+
+    @property
+    def destination(self) -> Destination:
+        """Where it led, once it is open."""
+        assert self.asked is not None
+        assert self.candidate is not None
+        return Destination(self.asked, self.candidate.session.name)
+
+    @property
+    def agent(self) -> AgentView:
+        """The agent that it led to, as it is by now."""
+        assert self.candidate is not None
+        return self.candidate.session.view()
 
     def finished(self, error: DialError | None) -> DialFinished:
         return DialFinished(
@@ -70,6 +85,7 @@ class Dial:
             resolve_seconds=self.resolve_seconds,
             open_seconds=self.open_seconds,
             total_seconds=time.monotonic() - self.started,
+            failed=tuple(self.failed),
         )
 
 
@@ -78,7 +94,7 @@ class Elsewhere(Protocol):
 
     async def find(
         self, target: Target, caller: Caller, tried: Collection[Session]
-    ) -> list[Candidate[Session]]:
+    ) -> Candidates[Session] | None:
         """Who may serve `target`, but for those `tried`; may raise `DialError`."""
 
 
@@ -129,6 +145,30 @@ class Dialer:
         self._opened(dial)
         return stream
 
+    def destination(self, host: str, port: int, caller: Caller) -> Destination | None:
+        """Where a dial for `caller` has to lead; None if every caller's may lead anywhere.
+
+        For who has a stream already, and another caller to serve on it. Opens nothing.
+        Raises `DialError` if a plugin fails, or the name is unknown by now.
+        """
+        if not self._plugins.go_by_caller:
+            return None
+        try:
+            target = Target.parse(host, port)
+        except ValueError as error:
+            raise UnknownName(str(error)) from error
+        asked = self._plugins.resolve(target, caller)
+        try:
+            candidates = self._registry.resolve(asked)
+        except UnknownName:
+            if self.elsewhere is None:
+                raise
+            return None  # only a dial finds out
+        if len(candidates) == 1:
+            return Destination(asked, candidates.first().session.name)
+        picked = self._plugins.pick_by_caller(asked, candidates.views, caller)
+        return Destination(asked, picked.name if isinstance(picked, AgentView) else None)
+
     def _opened(self, dial: Dial) -> None:
         assert dial.candidate is not None
         outcome = dial.finished(None)
@@ -149,7 +189,7 @@ class Dialer:
         deadline = time.monotonic() + timeout
         tried: set[Session] = set()
         while True:
-            candidate = self._pick(asked, candidates, dial.caller)
+            candidate = self._pick(asked, candidates, dial.caller, tried)
             dial.candidate = candidate
             tried.add(candidate.session)
             await self._authorize(asked, candidate, dial.caller, deadline - time.monotonic())
@@ -157,37 +197,35 @@ class Dialer:
             try:
                 return await self._open(dial, candidate, patience)
             except DialError as error:
-                candidates = await self._untried(asked, dial.caller, tried)
-                if not candidates or time.monotonic() >= deadline:
+                dial.failed.append(FailedAttempt(candidate.session.view(), error))
+                untried = await self._untried(asked, dial.caller, tried)
+                if untried is None or time.monotonic() >= deadline:
                     raise
+                candidates = untried
                 logger.warning("%s: %s; trying another agent", dial, error)
 
     async def _untried(
         self, target: Target, caller: Caller, tried: set[Session]
-    ) -> list[Candidate[Session]]:
+    ) -> Candidates[Session] | None:
         """Who else may serve `target` by now; an agent that came back is another session."""
         try:
-            candidates = self._registry.resolve(target)
+            return self._registry.resolve(target, tried)
         except (UnknownName, PortNotExposed):
-            candidates = []
-        here = [candidate for candidate in candidates if candidate.session not in tried]
-        return here or await self._find_elsewhere(target, caller, tried)
+            return await self._find_elsewhere(target, caller, tried)
 
     async def _find_elsewhere(
         self, target: Target, caller: Caller, tried: Collection[Session]
-    ) -> list[Candidate[Session]]:
+    ) -> Candidates[Session] | None:
         if self.elsewhere is None:
-            return []
+            return None
         try:
             return await self.elsewhere.find(target, caller, tried)
         except PortNotExposed:
             if tried:
-                return []
+                return None
             raise
 
-    async def _resolve(
-        self, target: Target, caller: Caller, wait: float
-    ) -> list[Candidate[Session]]:
+    async def _resolve(self, target: Target, caller: Caller, wait: float) -> Candidates[Session]:
         deadline = asyncio.get_running_loop().time() + wait
         while True:
             if self.closed:
@@ -207,16 +245,27 @@ class Dialer:
                         await changed.wait()
 
     def _pick(
-        self, target: Target, candidates: Sequence[Candidate[Session]], caller: Caller
+        self,
+        target: Target,
+        candidates: Candidates[Session],
+        caller: Caller,
+        tried: Collection[Session] = (),
     ) -> Candidate[Session]:
         if len(candidates) == 1:
-            return candidates[0]
-        views = [candidate.session.view() for candidate in candidates]
-        picked = self._plugins.pick(target, views, caller)
-        for candidate, view in zip(candidates, views, strict=True):
-            if view is picked:
+            return candidates.first()
+        picked = self._plugins.pick(target, candidates.views, caller)
+        agent = picked.agent
+        if isinstance(agent, AgentView):
+            candidate = self._registry.candidate(target, agent.name) or next(
+                (each for each in candidates if each.session.session_id == agent.session_id), None
+            )
+            if (
+                candidate is not None
+                and candidate.session.session_id == agent.session_id
+                and candidate.session not in tried
+            ):
                 return candidate
-        raise DialError(f"{target}: the picker chose {picked!r}, which was not a candidate")
+        raise picked.refused(target)
 
     async def _authorize(
         self, target: Target, candidate: Candidate[Session], caller: Caller, timeout: float
@@ -232,6 +281,22 @@ class Dialer:
     async def _open(self, dial: Dial, candidate: Candidate[Session], timeout: float) -> Stream:
         session = candidate.session
         started = time.monotonic()
+        # From here on, or many dials at the same time would all see it idle and pick it.
+        session.streams += 1
+        try:
+            stream = await self._ask(dial, candidate, timeout)
+        except BaseException:
+            session.streams -= 1
+            raise
+        dial.open_seconds = time.monotonic() - started
+        self._streams.add(stream)
+        self._plugins.stream_opened(dial.finished(None))
+        if stream.cause is not None:
+            self._closed(dial, candidate, stream)
+        return stream
+
+    async def _ask(self, dial: Dial, candidate: Candidate[Session], timeout: float) -> Stream:
+        session = candidate.session
         try:
             stream, dial.parked = await session.open(
                 candidate.port,
@@ -246,12 +311,6 @@ class Dialer:
             ) from error
         except DialError as error:
             raise type(error)(f"{dial.target}: {error}") from error
-        dial.open_seconds = time.monotonic() - started
-        session.streams += 1
-        self._streams.add(stream)
-        self._plugins.stream_opened(dial.finished(None))
-        if stream.cause is not None:
-            self._closed(dial, candidate, stream)
         return stream
 
     def _closed(self, dial: Dial, candidate: Candidate[Session], stream: Stream) -> None:
@@ -283,3 +342,7 @@ class Dialer:
                 cause=stream.cause,
             )
         )
+
+
+def _told(picked: object) -> str:
+    return f"agent {picked.name}" if isinstance(picked, AgentView) else repr(picked)[:80]

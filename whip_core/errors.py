@@ -77,6 +77,12 @@ class NotAuthorized(DialError, PermissionError):
     http_status = 403
 
 
+class PluginError(DialError):
+    """A plugin that had to decide raised, or gave a wrong answer; the text names it."""
+
+    reason = "plugin"
+
+
 class BrokerClosed(DialError, ConnectionAbortedError):
     """The broker is shutting down, or was never started."""
 

@@ -8,18 +8,31 @@ A plugin is a module, a class instance or any object with functions marked `@hoo
     def whip_pick(target, candidates, caller):
         return min(candidates, key=lambda agent: agent.streams)
 
-An implementation takes the arguments it wants, by name.
+An implementation takes the arguments it wants, by name. Every hook but two is synchronous:
+what takes long in it holds everything up, and is named in a warning after 100 ms. A broker
+asks them all but `whip_open_local`, which an agent asks, with those about starting.
+`docs/plugins.md` has an example of each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+import inspect
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any
 
 import pluggy
 
-from whip_core.agents import AgentView, DialFinished, Peer, Registration, StreamClosed
+from whip_core.agents import (
+    AgentView,
+    DialFinished,
+    Peer,
+    Registration,
+    RequestFinished,
+    StreamClosed,
+)
 from whip_core.caller import Caller
 from whip_core.fabric import Fabric
+from whip_core.local_request import LocalAnswer, LocalRequest
 from whip_core.names import Target
 from whip_core.settings import FabricSettings
 
@@ -29,11 +42,51 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
+# Before anything listens. An exception here ends the start, in one line.
+
+
+@hookspec
+def whip_settings() -> type:
+    """The dataclass whose fields are this plugin's settings.
+
+    Fields are str, bool, int, float, Path, tuple[str, ...] (separated by commas) or one of
+    these or None; one without a default has to be set. `metadata={"help": ...}` is shown by
+    `whip plugins`, and a field with `repr=False` keeps its value to itself. A ValueError
+    raised in `__post_init__` refuses the values.
+    """
+    raise NotImplementedError  # specified here, and never called
+
+
+@hookspec
+def whip_configure(settings: Any) -> None:
+    """The settings, an instance of what `whip_settings` gave, once, before anything listens."""
+
+
+@hookspec
+def whip_metrics(registry: Any) -> None:
+    """Register collectors in the `prometheus_client.CollectorRegistry` of this broker or agent.
+
+    Asked once, after `whip_configure`. It is served at /metrics with whip's own.
+    """
+
+
+@hookspec
+def whip_mitmproxy_addons() -> Sequence[object] | None:
+    """Addons for the mitmproxy that this broker is in; asked when it has started.
+
+    They get `load`, `configure` and `running` then, and `done` when whip's addon goes. A
+    broker without mitmproxy never asks.
+    """
+
+
+# Decisions of a broker. An exception denies the dial, or the registration, that it is about.
+
+
 @hookspec(firstresult=True)
 def whip_resolve(target: Target, caller: Caller) -> Target | None:
     """Another target to resolve instead of `target`; None leaves it to the next plugin.
 
-    Asked before the registry, once for each dial. Synchronous.
+    Asked before the registry, once for each dial.
     """
 
 
@@ -42,7 +95,6 @@ def whip_pick(target: Target, candidates: Sequence[AgentView], caller: Caller) -
     """One of `candidates` (two or more) to try next; None leaves it to the next plugin.
 
     Asked again, without the ones that failed, when a candidate cannot be opened.
-    Synchronous.
     """
 
 
@@ -75,31 +127,71 @@ def whip_authorize_dial(
     """
 
 
+# Events of a broker. An exception is logged with the plugin's name, and hurts nobody.
+
+
 @hookspec
 def whip_agent_joined(agent: AgentView) -> None:
-    """An agent is registered. Synchronous; an exception is logged and hurts nobody."""
+    """An agent is registered."""
 
 
 @hookspec
 def whip_agent_left(agent: AgentView, reason: str) -> None:
-    """An agent's session has ended. Synchronous; an exception is logged."""
+    """An agent's session has ended. `agent` is as it was at that moment."""
 
 
 @hookspec
 def whip_round_trip(agent: AgentView, seconds: float) -> None:
-    """A ping was answered. Synchronous; an exception is logged."""
+    """A ping on an agent's control stream was answered."""
 
 
 @hookspec
 def whip_dial_finished(dial: DialFinished) -> None:
-    """A dial succeeded or failed. Synchronous; an exception is logged."""
+    """A dial succeeded or failed: `dial.error` says why, its `seconds` where the time went."""
+
+
+@hookspec
+def whip_response_seen(agent: AgentView, status: int) -> None:
+    """mitmproxy has the head of an HTTP response from `agent`, a stream of which it came on.
+
+    Synchronous; an exception is logged.
+    """
 
 
 @hookspec
 def whip_stream_opened(dial: DialFinished) -> None:
-    """A stream is open: `whip_stream_closed` follows. Synchronous; an exception is logged."""
+    """A stream is open: `whip_stream_closed` with its `dial_id` follows, whatever happens."""
 
 
 @hookspec
 def whip_stream_closed(stream: StreamClosed) -> None:
-    """A stream has ended, one way or another. Synchronous; an exception is logged."""
+    """A stream has ended: after how many bytes each way, and how."""
+
+
+@hookspec
+def whip_request_finished(request: RequestFinished) -> None:
+    """A proxy has answered its client, or given up. A broker without a proxy never tells it."""
+
+
+# On the agent. An exception refuses the dial that it is about.
+
+
+@hookspec(firstresult=True)
+def whip_open_local(request: LocalRequest) -> LocalAnswer | None:
+    """Refuse or redirect a dial to an exposed port; None leaves it to the next plugin.
+
+    `request.refuse(reason)` and `request.redirect(service)` make the answers. When no plugin
+    answers, the service that the port was exposed with is opened.
+    """
+
+
+HOOKS: Mapping[str, tuple[str, ...]] = {
+    name: tuple(inspect.signature(found).parameters)
+    for name, found in tuple(globals().items())
+    if hasattr(found, f"{PROJECT}_spec")
+}
+"""Every hook's name, and the names of its arguments."""
+
+AT_THE_START = frozenset({"whip_settings", "whip_configure", "whip_metrics"})
+ASKED_BY_AGENTS = AT_THE_START | {"whip_open_local"}
+ASKED_BY_BROKERS = frozenset(HOOKS) - {"whip_open_local"}

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from whip_core.agents import AgentView, DialFinished, StreamClosed
+from whip_core.agents import AgentView, DialFinished, RequestFinished, StreamClosed
 from whip_core.errors import SettingsError
 from whip_core.hookspecs import hookimpl
 
@@ -38,6 +38,8 @@ LATENCY_BUCKETS = (
 
 class BrokerMetrics:
     """What a broker counts, and the proxy in front of it."""
+
+    whip_name = "metrics"
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -100,7 +102,23 @@ class BrokerMetrics:
 
     def watch_parked(self, parked: Callable[[], Mapping[str, int]]) -> None:
         """Have `parked` asked, at each scrape, for the parked connections of each domain."""
-        self.registry.register(_Parked(parked))
+        self.registry.register(
+            _ByDomain(
+                "whip_server_parked_connections",
+                "Reverse connections that are open and idle",
+                parked,
+            )
+        )
+
+    def watch_ejected(self, ejected: Callable[[], Mapping[str, int]]) -> None:
+        """Have `ejected` asked, at each scrape, for the agents of each domain left out of it."""
+        self.registry.register(
+            _ByDomain(
+                "whip_server_ejected_agents",
+                "Agents left out of their domain for a while, as they keep failing",
+                ejected,
+            )
+        )
 
     def certificate_expires(self, moment: datetime) -> None:
         self._expiry.set(moment.timestamp())
@@ -154,32 +172,32 @@ class BrokerMetrics:
     def fabric_message_dropped(self, reason: str) -> None:
         self._of(self._dropped, reason).inc()
 
-    def request_finished(self, status: int, protocol: str, error: str) -> None:
-        """Count one HTTP request; `error` is empty or a short, bounded name."""
-        self._of(self._requests, str(status), protocol, error).inc()
+    @hookimpl
+    def whip_request_finished(self, request: RequestFinished) -> None:
+        self._of(self._requests, str(request.status), request.protocol, request.error).inc()
 
 
-class _Parked(Collector):
+class _ByDomain(Collector):
     """A gauge that is counted when it is asked for."""
 
-    def __init__(self, parked: Callable[[], Mapping[str, int]]) -> None:
-        self._parked = parked
+    def __init__(
+        self, name: str, documentation: str, counts: Callable[[], Mapping[str, int]]
+    ) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._counts = counts
 
     def describe(self) -> Iterable[prometheus_client.Metric]:
         return [self._family()]
 
     def collect(self) -> Iterable[prometheus_client.Metric]:
         family = self._family()
-        for domain, count in self._parked().items():
+        for domain, count in self._counts().items():
             family.add_metric([domain], count)
         yield family
 
     def _family(self) -> GaugeMetricFamily:
-        return GaugeMetricFamily(
-            "whip_server_parked_connections",
-            "Reverse connections that are open and idle",
-            labels=["domain"],
-        )
+        return GaugeMetricFamily(self._name, self._documentation, labels=["domain"])
 
 
 def _expiry_gauge(registry: CollectorRegistry) -> Gauge:

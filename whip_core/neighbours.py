@@ -26,6 +26,7 @@ from whip_core import control
 from whip_core.agents import AgentView, Peer, Registration
 from whip_core.awaited import Awaited, OnFinished
 from whip_core.caller import Caller
+from whip_core.candidates import Candidates, exposed_port
 from whip_core.dial_wire import (
     decode_agent,
     decode_caller,
@@ -48,7 +49,7 @@ from whip_core.fabric import MAX_MESSAGE, Fabric, FabricError
 from whip_core.fabric_wire import Gate, Message, Unwelcome, number, text
 from whip_core.names import Target, check_port
 from whip_core.plugins import Plugins
-from whip_core.registry import Candidate, Registry, exposed_port
+from whip_core.registry import Registry
 from whip_core.session import Session
 from whip_core.stream import Stream
 from whip_core.tasks import TaskSet
@@ -264,33 +265,32 @@ class Neighbours:
 
     async def find(
         self, target: Target, caller: Caller, tried: Collection[Session]
-    ) -> list[Candidate[Session]]:
+    ) -> Candidates[Session] | None:
         """Agents of other brokers that may serve `target`, without those `tried`.
 
-        Empty if there is none. Raises `PortNotExposed` if there are, and none exposes it.
+        None if there is none. Raises `PortNotExposed` if there are, and none exposes it.
         """
         known = self._by_name.get(target.name)
-        if known is not None and known.parked and known not in tried and not known.draining:
-            port = exposed_port(known.ports, target.port)
-            if port is not None:
-                return [Candidate(known, port)]
+        if (
+            known is not None
+            and known.parked
+            and known not in tried
+            and exposed_port(known.ports, target.port) is not None
+        ):
+            return Candidates[Session]([known], target.port)
         for key in (_agent(target.name), _domain(target.name)):
             guests = await self._seek(key, target, tried)
             if not guests:
                 continue
-            candidates: list[Candidate[Session]] = []
-            for guest in guests:
-                port = exposed_port(guest.ports, target.port)
-                if port is not None:
-                    candidates.append(Candidate(guest, port))
-            if not candidates:
+            serving = [guest for guest in guests if exposed_port(guest.ports, target.port)]
+            if not serving:
                 exposed = sorted({port for guest in guests for port in guest.ports})
                 raise PortNotExposed(
                     f"{target}: the agent does not expose port {target.port} "
                     f"(exposed: {', '.join(map(str, exposed[:8])) or 'none'})"
                 )
-            return candidates
-        return []
+            return Candidates[Session](serving, target.port)
+        return None
 
     async def _seek(self, key: str, target: Target, tried: Collection[Session]) -> list[Guest]:
         """The first answer with somebody who has not been tried."""

@@ -1,164 +1,187 @@
-"""A broker's plugin manager, and how its hooks are asked: who may veto, who may not hurt."""
+"""What a broker asks its plugins, and what their answers and failures come to."""
 
 from __future__ import annotations
 
-import inspect
-import logging
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import cast
 
-import pluggy
-
-from whip_core import hookspecs
-from whip_core.agents import AgentView, DialFinished, Peer, Registration, StreamClosed
+from whip_core.agents import (
+    AgentView,
+    DialFinished,
+    Peer,
+    Registration,
+    RequestFinished,
+    StreamClosed,
+)
 from whip_core.caller import Caller
-from whip_core.errors import DialError, SettingsError
+from whip_core.errors import PluginError, SettingsError
 from whip_core.fabric import Fabric
+from whip_core.hookspecs import ASKED_BY_BROKERS
 from whip_core.names import Target
+from whip_core.picker_choice import ChosenPicker
+from whip_core.plugin_host import Call, Described, PluginFailed, PluginHost
+from whip_core.plugin_settings import PluginSettings
 from whip_core.settings import FabricSettings
 
-logger = logging.getLogger(__name__)
 
-MAY_BE_ASYNC = frozenset({"whip_authorize_agent", "whip_authorize_dial"})
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """What a plugin's `whip_pick` gave. Whether it is a candidate, the dialer knows."""
+
+    plugin: str
+    agent: object
+
+    def refused(self, target: Target) -> PluginError:
+        """The error for one that was no candidate."""
+        given = f"agent {self.agent.name}" if isinstance(self.agent, AgentView) else self.agent
+        return PluginError(
+            f"{target}: plugin {self.plugin}: whip_pick gave {given!s:.80}, "
+            "which was not a candidate"
+        )
 
 
 class Plugins:
-    """What one broker asks. Nothing here is global: two brokers share no plugin state."""
+    """The plugins of one broker. Raises `SettingsError` for one that cannot be used."""
 
-    def __init__(self, plugins: Iterable[object] = ()) -> None:
-        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
-        self._manager.add_hookspecs(hookspecs)
+    def __init__(
+        self, plugins: Iterable[object] = (), settings: PluginSettings | None = None
+    ) -> None:
+        self._host = PluginHost(ASKED_BY_BROKERS, "a broker")
         for plugin in plugins:
-            self.register(plugin)
+            self._host.register(plugin)
+        self._host.configure(settings or PluginSettings())
 
-    def register(self, plugin: object) -> None:
-        """Raises `SettingsError` naming plugin and hook if a hook is unknown or ill-formed."""
-        name = _name_of(plugin)
-        try:
-            registered = self._manager.register(plugin)
-            self._manager.check_pending()
-        except (pluggy.PluginValidationError, ValueError) as error:
-            raise SettingsError(f"plugin {name}: {error}") from error
-        assert registered is not None
-        for caller in self._manager.get_hookcallers(plugin) or ():
-            for implementation in caller.get_hookimpls():
-                if implementation.plugin is plugin:
-                    _check(name, caller.name, implementation)
+    def start(self, registry: object) -> None:
+        """Tell them their settings, and where their metrics go. Raises `SettingsError`."""
+        self._host.start(registry)
+
+    def describe(self) -> list[Described]:
+        return self._host.describe()
+
+    def mitmproxy_addons(self) -> list[tuple[str, object]]:
+        """Each with its plugin's name. Raises `SettingsError` for what is no list of addons."""
+        addons: list[tuple[str, object]] = []
+        for plugin, given in self._host.gather("whip_mitmproxy_addons"):
+            if given is None:
+                continue
+            if not isinstance(given, list | tuple):
+                raise SettingsError(
+                    f"plugin {plugin}: whip_mitmproxy_addons gave {given!r}, no list of addons"
+                )
+            addons += [(plugin, addon) for addon in given]
+        return addons
+
+    # Decisions
 
     def resolve(self, target: Target, caller: Caller) -> Target:
-        """Another target, or the same one. Raises `DialError` if a plugin fails."""
-        answer = self._ask("whip_resolve", target=target, caller=caller)
-        if answer is None:
+        """Another target, or the same one. Raises `PluginError` if a plugin fails."""
+        found = self._ask("whip_resolve", target, caller)
+        if found is None:
             return target
+        plugin, answer = found
         if not isinstance(answer, Target):
-            raise DialError(
-                f"{target}: a plugin's whip_resolve gave {answer!r}, which is no Target"
+            raise PluginError(
+                f"{target}: plugin {plugin}: whip_resolve gave {answer!r}, which is no Target"
             )
         try:
             return Target.parse(answer.name, answer.port)
         except ValueError as error:
-            raise DialError(f"{target}: a plugin's whip_resolve: {error}") from error
+            raise PluginError(f"{target}: plugin {plugin}: whip_resolve: {error}") from error
 
-    def pick(
+    def pick(self, target: Target, candidates: Sequence[AgentView], caller: Caller) -> Picked:
+        """What was picked, not checked yet. Raises `PluginError` if a plugin fails."""
+        found = self._ask("whip_pick", target, candidates, caller)
+        if found is None:
+            raise PluginError(f"{target}: no plugin picked one of {len(candidates)} agents")
+        return Picked(*found)
+
+    @property
+    def go_by_caller(self) -> bool:
+        """Whether any of them resolves or picks by who asks."""
+        return any(
+            self._goes_by_caller(call, None)
+            for hook in ("whip_resolve", "whip_pick")
+            for call in self._host.calls(hook)
+        )
+
+    def pick_by_caller(
         self, target: Target, candidates: Sequence[AgentView], caller: Caller
     ) -> AgentView | None:
-        """One of the candidates. Raises `DialError` if a plugin fails."""
-        picked: AgentView | None = self._ask(
-            "whip_pick", target=target, candidates=candidates, caller=caller
-        )
-        return picked
+        """The pick, if it is one by who asks; None if another caller's would do as well.
+
+        A plugin goes by the caller if its hook takes that argument; a built-in picker says
+        it itself. Raises `PluginError`.
+        """
+        for call in self._host.calls("whip_pick"):
+            by_caller = self._goes_by_caller(call, target)
+            if not by_caller and isinstance(call.owner, ChosenPicker):
+                return None  # it would pick, and it has turns and chances to keep
+            try:
+                picked = self._host.answer(call, target, candidates, caller)
+            except PluginFailed as failed:
+                raise PluginError(f"{target}: {failed}") from failed
+            if picked is not None:
+                return picked if by_caller and isinstance(picked, AgentView) else None
+        return None
+
+    @staticmethod
+    def _goes_by_caller(call: Call, target: Target | None) -> bool:
+        if isinstance(call.owner, ChosenPicker):
+            return call.owner.picks_by_caller(target)
+        return "caller" in call.takes
 
     async def veto_of_agent(self, registration: Registration, peer: Peer) -> str | None:
         """The first reason against the registration, or None. All are asked."""
-        return await self._first_reason(
-            "whip_authorize_agent", registration=registration, peer=peer
-        )
+        return await self._host.first_reason("whip_authorize_agent", registration, peer)
 
     async def veto_of_dial(self, target: Target, agent: AgentView, caller: Caller) -> str | None:
         """The first reason against the dial, or None. All are asked."""
-        return await self._first_reason(
-            "whip_authorize_dial", target=target, agent=agent, caller=caller
-        )
+        return await self._host.first_reason("whip_authorize_dial", target, agent, caller)
+
+    def _ask(self, hook: str, target: Target, *arguments: object) -> tuple[str, object] | None:
+        try:
+            return self._host.first_result(hook, target, *arguments)
+        except PluginFailed as failed:
+            raise PluginError(f"{target}: {failed}") from failed
+
+    # Events
 
     @property
     def judge_dials(self) -> bool:
         """Whether any plugin has a say in who may dial."""
-        return bool(self._manager.hook.whip_authorize_dial.get_hookimpls())
+        return bool(self._host.calls("whip_authorize_dial"))
 
     def fabric(self, settings: FabricSettings) -> Fabric:
         """What the first plugin makes of the settings; `SettingsError` if none knows how."""
-        made: Fabric | None = self._manager.hook.whip_fabric(settings=settings)
-        if made is None:
+        found = self._host.first_result("whip_fabric", settings)
+        if found is None:
             raise SettingsError(
                 f"--fabric {settings.url!r}: no plugin makes such a fabric; "
                 "write nats://host:4222 or tls://host:4222"
             )
-        return made
+        return cast(Fabric, found[1])
 
     def agent_joined(self, agent: AgentView) -> None:
-        self._notify("whip_agent_joined", agent=agent)
+        self._host.notify("whip_agent_joined", agent)
 
     def agent_left(self, agent: AgentView, reason: str) -> None:
-        self._notify("whip_agent_left", agent=agent, reason=reason)
+        self._host.notify("whip_agent_left", agent, reason)
 
     def round_trip(self, agent: AgentView, seconds: float) -> None:
-        self._notify("whip_round_trip", agent=agent, seconds=seconds)
+        self._host.notify("whip_round_trip", agent, seconds)
 
     def dial_finished(self, dial: DialFinished) -> None:
-        self._notify("whip_dial_finished", dial=dial)
+        self._host.notify("whip_dial_finished", dial)
+
+    def response_seen(self, agent: AgentView, status: int) -> None:
+        self._host.notify("whip_response_seen", agent, status)
 
     def stream_opened(self, dial: DialFinished) -> None:
-        self._notify("whip_stream_opened", dial=dial)
+        self._host.notify("whip_stream_opened", dial)
 
     def stream_closed(self, stream: StreamClosed) -> None:
-        self._notify("whip_stream_closed", stream=stream)
+        self._host.notify("whip_stream_closed", stream)
 
-    def _ask(self, hook: str, **arguments: Any) -> Any:
-        """The first result. Without the answer of a plugin that raises there is no dial."""
-        try:
-            return getattr(self._manager.hook, hook)(**arguments)
-        except Exception as error:
-            logger.exception("a plugin's %s failed", hook)
-            raise DialError(
-                f"{arguments['target']}: a plugin's {hook} failed: {error!r}"
-            ) from error
-
-    async def _first_reason(self, hook: str, **arguments: Any) -> str | None:
-        """All are asked, each for itself; one that raises has allowed nothing."""
-        reason: str | None = None
-        for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
-            values = [arguments[name] for name in implementation.argnames]
-            try:
-                verdict = implementation.function(*values)
-                if inspect.isawaitable(verdict):
-                    verdict = await verdict
-            except Exception:
-                name = _name_of(implementation.plugin)
-                logger.exception("plugin %s: %s failed", name, hook)
-                verdict = f"plugin {name} failed"
-            if verdict is not None and reason is None:
-                reason = str(verdict) or "no reason given"
-        return reason
-
-    def _notify(self, hook: str, **arguments: Any) -> None:
-        """Tell every plugin, each for itself: one that raises is logged and passed over."""
-        for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
-            values = [arguments[name] for name in implementation.argnames]
-            try:
-                implementation.function(*values)
-            except Exception:
-                logger.exception("plugin %s: %s failed", _name_of(implementation.plugin), hook)
-
-
-def _check(name: str, hook: str, implementation: pluggy.HookImpl) -> None:
-    """Raises `SettingsError` for what pluggy lets pass and the hooks here are not made for."""
-    if inspect.iscoroutinefunction(implementation.function) and hook not in MAY_BE_ASYNC:
-        raise SettingsError(
-            f"plugin {name}: {hook} is asked synchronously, so it cannot be an async def"
-        )
-    if implementation.wrapper or implementation.hookwrapper:
-        raise SettingsError(f"plugin {name}: {hook} cannot be a wrapper")
-
-
-def _name_of(plugin: object) -> str:
-    return getattr(plugin, "__name__", None) or type(plugin).__name__
+    def request_finished(self, request: RequestFinished) -> None:
+        self._host.notify("whip_request_finished", request)

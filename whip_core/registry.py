@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic
 
+from whip_core.candidates import Candidate, Candidates, Session, exposed_port
 from whip_core.errors import PortNotExposed, UnknownName
-from whip_core.names import DEFAULT_PORTS, AgentName, Target, close_matches, is_within
+from whip_core.names import AgentName, Target, close_matches, is_within
 
 MAX_REMEMBERED_DOMAINS = 10_000
 """Domains that once had an agent stay ours (their names must not leak to public DNS); the
 oldest are forgotten past this many, so that a flood of registrations cannot fill memory."""
 MAX_COMPARED_NAMES = 1_000
 """Names that a mistyped one is compared with: some milliseconds of work, no more."""
+MAX_KEPT_PORTS = 16
+"""Ports of a domain whose candidates are kept for the next dial: more than services have."""
 PORTS_TOLD = 8
 """How many exposed ports an error message lists."""
-
-
-class Member(Protocol):
-    """What the registry needs to know of a session."""
-
-    @property
-    def name(self) -> AgentName: ...
-    @property
-    def ports(self) -> tuple[int, ...]: ...
-    @property
-    def instance_id(self) -> str: ...
-    @property
-    def draining(self) -> bool: ...
-
-
-Session = TypeVar("Session", bound=Member)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +35,14 @@ class Contested(Generic[Session]):
     holder: Session
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate(Generic[Session]):
-    """A session that may serve a dial, and the exposed port that it would be."""
-
-    session: Session
-    port: int
-
-
 class Registry(Generic[Session]):
     """Sessions by name and by domain. Compares identity, never names, when one leaves."""
 
     def __init__(self) -> None:
         self._by_name: dict[str, Session] = {}
         self._by_domain: dict[str, dict[str, Session]] = {}
+        self._candidates: dict[str, dict[int, Candidates[Session]]] = {}
+        """By domain and port, and right at every moment: found once, then kept up."""
         self._domains_seen: dict[str, None] = {}
 
     def __len__(self) -> int:
@@ -90,6 +71,9 @@ class Registry(Generic[Session]):
             self.remove(replaced)
         self._by_name[name.full] = session
         self._by_domain.setdefault(name.domain, {})[name.full] = session
+        kept = self._candidates.get(name.domain, {})
+        for port, candidates in kept.items():
+            kept[port] = candidates.with_one_more(session)
         self._remember(name.domain)
         return Joined(replaced)
 
@@ -103,7 +87,23 @@ class Registry(Generic[Session]):
         del members[name.full]
         if not members:
             del self._by_domain[name.domain]
+        self._drop_candidate(session)
         return True
+
+    def standing_changed(self, session: Session) -> None:
+        """To be called when a session begins to drain, is ejected, or is not any more."""
+        self._candidates.pop(session.name.domain, None)
+
+    def _drop_candidate(self, session: Session) -> None:
+        kept = self._candidates.get(session.name.domain, {})
+        for port, candidates in tuple(kept.items()):
+            left = candidates.without(session)
+            if left is None:
+                del kept[port]
+            else:
+                kept[port] = left
+        if not kept:
+            self._candidates.pop(session.name.domain, None)
 
     def _remember(self, domain: str) -> None:
         self._domains_seen.pop(domain, None)
@@ -133,24 +133,55 @@ class Registry(Generic[Session]):
         named = [instance] if instance else self._by_domain.get(name, {}).values()
         return [session for session in named if not session.draining]
 
-    def resolve(self, target: Target) -> list[Candidate[Session]]:
+    def resolve(self, target: Target, without: Collection[Session] = ()) -> Candidates[Session]:
         """Who may serve `target`: the instance of that name, else the domain's members.
 
-        At least one, in the order of registration. Raises `UnknownName` or
-        `PortNotExposed`, saying which names are close or which ports are exposed.
+        Those in `without` are left out, and of a domain also those that are ejected, as
+        long as there are others. Raises `UnknownName` or `PortNotExposed`, saying which
+        names are close or which ports are exposed.
         """
-        members = self.named(target.name)
-        if not members:
-            draining = target.name in self._by_name or target.name in self._by_domain
-            raise UnknownName(self._unknown(target, draining=draining))
-        candidates = [
-            Candidate(session, port)
-            for session in members
-            if (port := exposed_port(session.ports, target.port)) is not None
-        ]
-        if not candidates:
-            raise PortNotExposed(_not_exposed(target, members))
+        instance = self._by_name.get(target.name)
+        if instance is not None:
+            return self._find(target, (instance,), without)[0]
+        kept = self._candidates.get(target.name, {}).get(target.port)
+        if kept is not None and not without:
+            return kept
+        members = self._by_domain.get(target.name, {}).values()
+        candidates, may_be_kept = self._find(target, members, without)
+        if may_be_kept and not without:
+            self._keep(target, candidates)
         return candidates
+
+    def _find(
+        self, target: Target, named: Collection[Session], without: Collection[Session]
+    ) -> tuple[Candidates[Session], bool]:
+        """The candidates; and whether they stay right as members come and go."""
+        members = [session for session in named if not session.draining and session not in without]
+        if not members:
+            raise UnknownName(self._unknown(target, draining=bool(named)))
+        exposing = [
+            session for session in members if exposed_port(session.ports, target.port) is not None
+        ]
+        if not exposing:
+            raise PortNotExposed(_not_exposed(target, members))
+        healthy = [session for session in exposing if not session.ejected]
+        return Candidates(healthy or exposing, target.port), bool(healthy)
+
+    def _keep(self, target: Target, candidates: Candidates[Session]) -> None:
+        kept = self._candidates.setdefault(target.name, {})
+        if len(kept) >= MAX_KEPT_PORTS:
+            del kept[next(iter(kept))]
+        kept[target.port] = candidates
+
+    def candidate(self, target: Target, name: AgentName) -> Candidate[Session] | None:
+        """The session of that name, if it may serve `target`."""
+        session = self._by_name.get(name.full)
+        if session is None or session.draining:
+            return None
+        if target.name not in (session.name.full, session.name.domain):
+            return None
+        port = exposed_port(session.ports, target.port)
+        return Candidate(session, port) if port is not None else None
 
     def _unknown(self, target: Target, *, draining: bool) -> str:
         if draining:
@@ -166,15 +197,6 @@ class Registry(Generic[Session]):
         else:
             hint = f"registered agents: {len(self._by_name)}, none with a name like it"
         return f"{target}: no agent is registered under that name ({hint})"
-
-
-def exposed_port(exposed: tuple[int, ...], asked: int) -> int | None:
-    """The port rule of DESIGN §3: the one asked for, or the only one there is for 80 and 443."""
-    if asked in exposed:
-        return asked
-    if asked in DEFAULT_PORTS and len(exposed) == 1:
-        return exposed[0]
-    return None
 
 
 def _not_exposed(target: Target, members: list[Session]) -> str:

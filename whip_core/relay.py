@@ -2,7 +2,8 @@
 
 No queue and no task in between. `pause_writing` of one pauses the reading of the other, so
 that at most a write buffer is held for a slow reader; an end is passed on as an end where
-the other side can half-close, a reset as a reset.
+the other side can half-close, a reset as a reset. A process that is killed while it relays
+resets its sockets too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Self
 
-from whip_core.sockets import abort_with_reset, duplex
+from whip_core.sockets import abort_with_reset, duplex, reset_if_we_die
 from whip_core.stream import Stream
 
 
@@ -72,7 +73,7 @@ class RelaySide(asyncio.Protocol):
         assert self.peer is not None and self.peer.transport is not None
         peer = self.peer.transport
         if not peer.can_write_eof():
-            peer.close()
+            _close(peer)
             return False
         peer.write_eof()
         if self.peer._ended:
@@ -93,7 +94,7 @@ class RelaySide(asyncio.Protocol):
         if peer is not None and peer.transport is not None and not peer._lost:
             # Only a side that had ended before has said all that it had to say.
             if self._ended:
-                peer.transport.close()
+                _close(peer.transport)
             else:
                 break_off(peer.transport)
         if self._on_done is not None and (peer is None or peer._lost):
@@ -105,6 +106,7 @@ class RelaySide(asyncio.Protocol):
     def _begin(self) -> None:
         """Go on, or break off, from where things stood when the pair was joined."""
         assert self.transport is not None and self.peer is not None
+        reset_if_we_die(self.transport, True)
         early, self._early = self._early, []
         for data in early:
             self.data_received(data)
@@ -119,7 +121,7 @@ class RelaySide(asyncio.Protocol):
         """Both directions have ended: nothing is left to carry."""
         for side in (self, self.peer):
             if side is not None and side.transport is not None:
-                side.transport.close()
+                _close(side.transport)
 
 
 def join(one: RelaySide, other: RelaySide, on_done: Callable[[], None] | None = None) -> None:
@@ -131,6 +133,11 @@ def join(one: RelaySide, other: RelaySide, on_done: Callable[[], None] | None = 
     one._on_done = other._on_done = on_done
     for side in (one, other):
         side._begin()
+
+
+def _close(transport: asyncio.Transport) -> None:
+    reset_if_we_die(transport, False)
+    transport.close()
 
 
 def break_off(transport: asyncio.Transport) -> None:

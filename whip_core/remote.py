@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 from types import TracebackType
 
-from whip_core.agents import AgentView
+from whip_core.agents import AgentView, RequestFinished
 from whip_core.caller import Caller
 from whip_core.certificates import check_files, expires_at
 from whip_core.dial_address import DialAddress
@@ -104,6 +104,27 @@ class RemoteBroker(Dials):
         except ValueError:
             return False
         return not self._heard.is_set() or is_within(name, self._domains)
+
+    # What a proxy asks and tells of an embedded broker. Plugins are that other broker's.
+
+    @property
+    def goes_by_caller(self) -> bool:
+        """Never: which plugins pick is not known here, so each connection stays where it led."""
+        return False
+
+    def destination(self, host: str, port: int, caller: Caller) -> None:
+        """As `Broker.destination`: any caller's dial may lead anywhere."""
+
+    def mitmproxy_addons(self) -> list[tuple[str, object]]:
+        """None."""
+        return []
+
+    def request_finished(self, request: RequestFinished) -> None:
+        """Counted here."""
+        self.metrics.whip_request_finished(request)
+
+    def response_seen(self, agent: AgentView, status: int) -> None:
+        """Not told of to the other broker."""
 
     async def _dial(
         self, host: str, port: int, caller: Caller, wait: float, timeout: float | None

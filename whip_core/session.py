@@ -67,14 +67,18 @@ class Session:
         self.control = ControlState(BROKER_SIDE)
         self.round_trips = RoundTrips()
         self.streams = 0
+        self.ejected = False
+        self.readmission: asyncio.TimerHandle | None = None
         self.registered_at = time.time()
         self.heard_at = time.monotonic()
+        self._unanswered_since: float | None = None
         self._sender = sender
         self._reverse_address = reverse_address
         self._awaited = awaited
         self.pool = ParkedPool(lambda target: self.send(control.Park(target)))
         self._opening: set[FramedConnection] = set()
         self._probe: asyncio.Future[None] | None = None
+        self._view: AgentView | None = None
         self.next_ping: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -108,6 +112,20 @@ class Session:
         return len(self.pool)
 
     def view(self) -> AgentView:
+        """What plugins see; the same object until something in it changes."""
+        view = self._view
+        if (
+            view is None
+            or view.streams != self.streams
+            or view.parked != len(self.pool)
+            or view.round_trip != self.round_trips.latest
+            or view.draining is not (self.control.state is State.DRAINING)
+            or view.ejected != self.ejected
+        ):
+            view = self._view = self._new_view()
+        return view
+
+    def _new_view(self) -> AgentView:
         registration = self.registration
         return AgentView(
             name=registration.name,
@@ -124,6 +142,7 @@ class Session:
             round_trip=self.round_trips.latest,
             registered_at=self.registered_at,
             draining=self.draining,
+            ejected=self.ejected,
         )
 
     # The control stream
@@ -135,6 +154,7 @@ class Session:
         """Take a message in; the round trip in seconds if it completes one."""
         self.control.receive(message)
         self.heard_at = time.monotonic()
+        self._unanswered_since = None
         if self._probe is not None and not self._probe.done():
             self._probe.set_result(None)
         match message:
@@ -149,7 +169,17 @@ class Session:
         return None
 
     def ping(self) -> None:
-        self.send(self.round_trips.ping(time.monotonic(), time.time_ns()))
+        now = time.monotonic()
+        if self._unanswered_since is None:
+            self._unanswered_since = now
+        self.send(self.round_trips.ping(now, time.time_ns()))
+
+    @property
+    def silent_for(self) -> float:
+        """Seconds since the first ping behind which nothing has come; 0 if there is none."""
+        if self._unanswered_since is None:
+            return 0.0
+        return time.monotonic() - self._unanswered_since
 
     async def answers(self, timeout: float) -> bool:
         """Whether the agent says anything within `timeout` seconds of being pinged."""

@@ -13,6 +13,9 @@ DIAL_TIMEOUT = 10.0
 """Seconds a whole dial may take, the waiting for an agent to appear not counted."""
 PING_INTERVAL = 20.0
 """Seconds between two round-trip measurements of one agent."""
+PING_TIMEOUT = 15.0
+"""Seconds an agent may leave pings unanswered. It is looked at before each ping, so that a
+dead path is noticed within two intervals."""
 PROBE_TIMEOUT = 2.0
 """Seconds the holder of a name has to answer when another agent claims it."""
 HANDSHAKE_TIMEOUT = 10.0
@@ -59,7 +62,8 @@ class BrokerSettings:
     port of None is the one the reverse listener got). `listen_host` None means all
     interfaces, IPv4 and IPv6, or loopback when `tls` is None. A listen port of 0 lets the
     system choose. `domains` are the names that belong to whip even while no agent has
-    them: they never go anywhere else.
+    them: they never go anywhere else. `picker` is what --picker takes, and `policy` a
+    TOML file that says who may reach what (docs/policy.md).
 
     `dial_listen` is where other processes may dial through this broker. In TCP that takes a
     certificate with one of the names in `dial_allow` (its holder dials as itself) or in
@@ -75,8 +79,11 @@ class BrokerSettings:
     allow_plaintext: bool = False
     domains: tuple[str, ...] = ()
     picker: str = "random"
+    policy: Path | None = None
+    outlier_ejection: bool = False
     dial_timeout: float = DIAL_TIMEOUT
     ping_interval: float = PING_INTERVAL
+    ping_timeout: float = PING_TIMEOUT
     probe_timeout: float = PROBE_TIMEOUT
     handshake_timeout: float = HANDSHAKE_TIMEOUT
     preamble_timeout: float = PREAMBLE_TIMEOUT

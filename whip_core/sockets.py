@@ -18,6 +18,7 @@ from whip_core.errors import SettingsError
 PORT_CHOICES = 20
 """How often the system may choose a port that turns out to be taken on another address."""
 _LINGER_ZERO = struct.pack("ii", 1, 0)
+_LINGER_OFF = struct.pack("ii", 0, 0)
 
 
 def abort_with_reset(transport: asyncio.BaseTransport) -> None:
@@ -25,11 +26,24 @@ def abort_with_reset(transport: asyncio.BaseTransport) -> None:
 
     `transport.abort()` alone sends FIN when nothing unread is waiting in the socket.
     """
+    _linger(transport, _LINGER_ZERO)
+    duplex(transport).abort()
+
+
+def reset_if_we_die(transport: asyncio.BaseTransport, wanted: bool) -> None:
+    """Whether the kernel, closing the socket of a killed process, shall send a reset.
+
+    By default it sends FIN, which the peer takes for an end. It has to be taken back
+    before the transport is closed, or the last bytes may be lost.
+    """
+    _linger(transport, _LINGER_ZERO if wanted else _LINGER_OFF)
+
+
+def _linger(transport: asyncio.BaseTransport, value: bytes) -> None:
     sock = transport.get_extra_info("socket")
     if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-        with contextlib.suppress(OSError):  # closed already: nothing is left to reset
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
-    duplex(transport).abort()
+        with contextlib.suppress(OSError, ValueError):  # closed already; uvloop says it so
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, value)
 
 
 def keep_alive(transport: asyncio.BaseTransport) -> None:

@@ -25,6 +25,7 @@ from bench.rows import (
     DIAL_FAR,
     DIAL_NEAR,
     IDLE_AGENT,
+    PLUGINS,
     Measured,
     Row,
     chosen,
@@ -106,6 +107,7 @@ def _measure(
             results.missing["all that needs a service"] = str(error)
         else:
             group([DIAL_NEAR], lambda: [dials.near(folder, port, options.rounds)])
+            group([PLUGINS], lambda: [dials.plugins(folder, port, options.rounds)])
             group([DIAL_FAR], lambda: [dials.far(folder, port, options.rounds)])
             _rates(folder, port, rows, options, results)
             group([IDLE_AGENT], lambda: [idle.agent_process(folder, port, options.rounds)])

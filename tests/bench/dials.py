@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench import whip
+from bench import rows, whip
+from bench.everything import Everything
 from bench.processes import DidNotWork, free_ports, listens, running, wait_until
 from bench.rows import DIAL_FAR, DIAL_NEAR, Measured
 from bench.spread import Spread
@@ -20,6 +22,9 @@ ROUND_TRIP = 0.05
 FAR_DIALS = 5
 NEAR_DIALS = 100
 """Dials in a round."""
+PLUGINS = 10
+PAIRS = 300
+"""Dials in a round, of each of the two: what is looked for is smaller than their noise."""
 PATIENCE = 30.0
 """Seconds to wait for an agent, or for a connection to be parked again."""
 
@@ -38,6 +43,37 @@ async def _near(broker: Broker, rounds: int) -> Measured:
             statistics.median(await _dials(broker, NEAR_DIALS)) * 1000 for _ in range(rounds)
         ]
     return Measured(DIAL_NEAR, Spread.of(medians))
+
+
+def plugins(folder: Path, service_port: int, rounds: int) -> Measured:
+    """Dials through a broker without plugins, and through one with some, in turn."""
+    with contextlib.ExitStack() as stack:
+        brokers = []
+        for number in (0, PLUGINS):
+            control_port, reverse_port = free_ports(2)
+            registered = [Everything() for _ in range(number)]
+            brokers.append(_broker(folder, control_port, reverse_port, reverse_port, registered))
+            stack.enter_context(whip.agent(folder, control_port, service_port))
+        return asyncio.run(_plugins(*brokers, rounds))
+
+
+async def _plugins(without: Broker, with_them: Broker, rounds: int) -> Measured:
+    values, seconds = [], (0.0, 0.0)
+    async with without, with_them:
+        await _dials(without, NEAR_DIALS)
+        await _dials(with_them, NEAR_DIALS)
+        for number in range(rounds):
+            bare: list[float] = []
+            loaded: list[float] = []
+            for pair in range(PAIRS):
+                # Whoever is second finds warm caches, so they take turns.
+                turns = [(without, bare), (with_them, loaded)]
+                for broker, found in turns if (number + pair) % 2 else reversed(turns):
+                    found += await _dials(broker, 1)
+            seconds = (statistics.median(bare), statistics.median(loaded))
+            values.append(seconds[0] / seconds[1])
+    note = "{:.0f} µs, with them {:.0f} µs".format(*(1e6 * each for each in seconds))
+    return Measured(rows.PLUGINS, Spread.of(values), note)
 
 
 def far(folder: Path, service_port: int, rounds: int) -> Measured:
@@ -77,7 +113,13 @@ async def _far(broker: Broker, echo_port: int, far_echo_port: int, rounds: int) 
     )
 
 
-def _broker(folder: Path, control_port: int, reverse_port: int, external_port: int) -> Broker:
+def _broker(
+    folder: Path,
+    control_port: int,
+    reverse_port: int,
+    external_port: int,
+    plugins: Sequence[object] = (),
+) -> Broker:
     settings = BrokerSettings(
         external_host="localhost",
         external_port=external_port,
@@ -86,7 +128,7 @@ def _broker(folder: Path, control_port: int, reverse_port: int, external_port: i
         tcp_listen_port=reverse_port,
         tls=whip.broker_files(folder),
     )
-    return Broker(settings)
+    return Broker(settings, plugins=plugins)
 
 
 async def _dials(broker: Broker, count: int) -> list[float]:

@@ -79,6 +79,7 @@ RATIOS = (
 
 DIAL_FAR = Row("dial-far", "a dial over mTLS on a link of 50 ms", ROUND_TRIPS, 1.1)
 DIAL_NEAR = Row("dial-near", "a dial over mTLS on loopback, median", MILLISECONDS, 1.0)
+PLUGINS = Row("plugins", "parked dials with no plugins / with 10 that have all hooks", TIMES, 0.95)
 AGENTS = Row("agents", "a registered agent on a broker, none parked", KILOBYTES, 60)
 AGENTS_PARKED = Row("agents-parked", "a registered agent on a broker, one parked", KILOBYTES, 100)
 AGENTS_PING = Row("agents-ping", "pinging all of them every 20 s", CORES, 0.1)
@@ -100,6 +101,7 @@ ROWS: tuple[Row, ...] = (
     *RATIOS[:3],
     DIAL_FAR,
     DIAL_NEAR,
+    PLUGINS,
     *RATIOS[3:],
     AGENTS,
     AGENTS_PARKED,

@@ -20,10 +20,10 @@ from whip_core.broker_options import (
     flags_of,
     read_broker,
     read_dial_socket,
+    read_plugins,
 )
 from whip_core.errors import SettingsError
 from whip_core.options import common_options, run, set_up_logging, was_given
-from whip_core.plugin_files import load_plugins
 
 # How long a dial waits is for whoever dials to say.
 OPTIONS = (
@@ -50,9 +50,12 @@ def broker(log_level: str, **values: Any) -> None:
                 "give --dial-listen: where others dial through this broker, "
                 "such as unix:/run/whip/dial.sock"
             )
-        plugins = load_plugins(options["whip_plugins"])
-        settings = read_dial_socket(options, read_broker(options, spell), spell)
-        alone = Broker(settings, plugins=plugins)
+        plugins = read_plugins(options)
+        alone = Broker(
+            read_dial_socket(options, read_broker(options, spell), spell),
+            plugins=plugins.load(),
+            plugin_settings=plugins.read_settings(),
+        )
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
     run(_serve(alone, values["metrics_listen"]), log_level)

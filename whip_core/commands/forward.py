@@ -19,13 +19,13 @@ from whip_core.broker_options import (
     declare,
     flags_of,
     read_broker,
+    read_plugins,
     read_remote,
     read_seconds,
 )
 from whip_core.errors import SettingsError
 from whip_core.forward import ForwardSpec
 from whip_core.options import common_options, run, set_up_logging, was_given
-from whip_core.plugin_files import load_plugins
 from whip_core.remote import RemoteBroker
 
 OPTIONS = (*BROKER_OPTIONS, REMOTE)
@@ -46,11 +46,15 @@ def forward(forwards: tuple[str, ...], log_level: str, **values: Any) -> None:
     try:
         specs = [ForwardSpec.parse(text) for text in forwards]
         remote = read_remote(options, spell)
+        plugins = read_plugins(options)
         if remote is not None:
             broker: Broker | RemoteBroker = RemoteBroker(remote)
         else:
-            plugins = load_plugins(options["whip_plugins"])
-            broker = Broker(read_broker(options, spell), plugins=plugins)
+            broker = Broker(
+                read_broker(options, spell),
+                plugins=plugins.load(),
+                plugin_settings=plugins.read_settings(),
+            )
         wait = read_seconds(options, "whip_wait", spell)
     except SettingsError as error:
         raise click.UsageError(str(error)) from error

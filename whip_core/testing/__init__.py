@@ -4,6 +4,7 @@
   over a transport can be tried on them: protocols of yours, `FramedConnection`s,
   `RawConnection`s.
 - `MemoryTransport`: one end of such a pair; it can also be `cut` or `reset`.
+- `loop_thread`, `tunnel`, `asgi`: what the fixtures of `whip_core.pytest_plugin` give.
 - `Authority`: a CA in a folder, whose files a broker and agents can be started with.
 """
 

@@ -1,0 +1,285 @@
+"""Picking by the HTTP request: header, cookie, user; on one connection of one client too."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import ssl
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h2.config
+import h2.connection
+import h2.events
+import pytest
+from mitmproxy.proxy.layers.http import GetHttpConnection
+
+from http_tunnel import asking, tunnel
+from mitm import answering, read_head, service
+from tunnel import run
+from whip_core import Caller, hookimpl
+from whip_core.agents import AgentView
+from whip_core.names import Target
+from whip_core.testing import Authority
+
+MANY = 7
+"""More instances than mitmproxy has connections to one address for one client."""
+
+
+class Canary:
+    """Requests that ask for it go to the canaries, and no others."""
+
+    @hookimpl
+    def whip_pick(self, candidates: Sequence[AgentView], caller: Caller) -> AgentView | None:
+        wanted = str(caller.request is not None and caller.request.headers.get("x-canary") == "1")
+        return next(
+            (agent for agent in candidates if agent.labels.get("canary", "False") == wanted), None
+        )
+
+
+@functools.cache
+def server_context(folder: Path, *alpn: str) -> ssl.SSLContext:
+    files = Authority(folder).server_files(("*.testdom", "testdom"))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(files.cert, files.key)
+    context.set_alpn_protocols(list(alpn) or ["http/1.1"])
+    return context
+
+
+URLS = ["http://testdom/", "https://testdom/"]
+
+
+def over(url: str, folder: Path) -> dict[str, Any]:
+    """How the services and the proxy have to be started for a URL."""
+    if url.startswith("http:"):
+        return {}
+    context = server_context(folder)
+    return {
+        "serve": lambda name: service(answering(name.encode() + b"\n"), ssl=context),
+        "ssl_insecure": True,
+    }
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+@pytest.mark.parametrize("strategy", ["eager", "lazy"])
+@pytest.mark.parametrize("url", URLS)
+def test_requests_on_one_connection_go_each_to_its_own_instance(
+    url: str, strategy: str, version: str, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with tunnel(
+            *("stable", "canary"),
+            plugins=[Canary()],
+            labels={"canary": {"canary": "True"}},
+            connection_strategy=strategy,
+            **over(url, tmp_path),
+        ) as t:
+            canary, plain = ["x-canary: 1"], ["x-canary: 0"]
+            t.for_each = (version,)
+            finished = await t.curl(*asking(url, plain, canary, canary, plain, canary))
+            assert finished.output.split() == ["stable", "canary", "canary", "stable", "canary"]
+            if version == "--http1.1" or url.startswith("http:"):
+                assert Counter(t.dialled) == {"stable": 1, "canary": 1}
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("picker", "header"),
+    [("sticky:header=x-user", "x-user: {}"), ("sticky:cookie=user", "cookie: a=b; user={}; c=d")],
+)
+def test_sticky_by_header_or_cookie_keeps_a_user_at_an_instance(picker: str, header: str) -> None:
+    async def main() -> None:
+        async with tunnel("a", "b", "c", whip_picker=f"testdom={picker}") as t:
+            users = [[header.format(number % 10)] for number in range(30)]
+            finished = await t.curl(*asking("http://testdom/", *users))
+            served = finished.output.split()
+            assert served[:10] == served[10:20] == served[20:]
+            assert set(served) == {"a", "b", "c"}
+            assert sorted(t.dialled) == ["a", "b", "c"], "connections are kept and used again"
+
+    run(main())
+
+
+def test_where_picking_does_not_go_by_the_caller_connections_are_kept_as_ever() -> None:
+    async def main() -> None:
+        for picker in ("random", "round-robin", "two-choices", "otherdom=sticky"):
+            async with tunnel("a", "b", whip_picker=picker) as t:
+                finished = await t.curl(*asking("http://testdom/", *[["x: y"]] * 5))
+                assert len(set(finished.output.split())) == 1
+                assert len(t.dialled) == 1
+
+    run(main())
+
+
+def test_more_instances_than_mitmproxy_connects_to_at_once_are_no_dead_end() -> None:
+    """It has five connections to an address, and waits: the idle ones make room."""
+    names = [f"a{number}" for number in range(MANY)]
+
+    class ByName:
+        @hookimpl
+        def whip_pick(self, candidates: Sequence[AgentView], caller: Caller) -> AgentView:
+            assert caller.request is not None
+            wanted = caller.request.headers["x-name"]
+            return next(agent for agent in candidates if agent.name.hostname == wanted)
+
+    async def main() -> None:
+        async with tunnel(*names, plugins=[ByName()]) as t:
+            asked = names * 3
+            finished = await t.curl(
+                *asking("http://testdom/", *[[f"x-name: {name}"] for name in asked])
+            )
+            assert finished.output.split() == asked
+            opened = [dial.dial_id for dial in t.watch.opened]
+            assert len(opened) > MANY, "some had made room, and were dialled again"
+
+    run(main())
+
+
+class Http2Service:
+    """Answers every request, once it may, with its name; several at the same time."""
+
+    def __init__(self, name: str, may_answer: asyncio.Event, asked: asyncio.Semaphore) -> None:
+        self._name = name
+        self._may_answer = may_answer
+        self._asked = asked
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+        connection.initiate_connection()
+        writer.write(connection.data_to_send())
+        answers: set[asyncio.Task[None]] = set()
+        while data := await reader.read(65536):
+            for event in connection.receive_data(data):
+                if isinstance(event, h2.events.RequestReceived):
+                    task = asyncio.get_running_loop().create_task(
+                        self._answer(connection, event.stream_id, writer)
+                    )
+                    answers.add(task)
+                    task.add_done_callback(answers.discard)
+            writer.write(connection.data_to_send())
+        for task in answers:
+            task.cancel()
+
+    async def _answer(self, connection: Any, stream_id: int, writer: Any) -> None:
+        self._asked.release()
+        await self._may_answer.wait()
+        connection.send_headers(stream_id, [(":status", "200")])
+        connection.send_data(stream_id, f"{self._name}\n".encode(), end_stream=True)
+        writer.write(connection.data_to_send())
+
+
+def test_over_http2_at_the_same_time_each_request_finds_its_instance(tmp_path: Path) -> None:
+    async def main() -> None:
+        asked = asyncio.Semaphore(0)
+        may_answer = asyncio.Event()
+        context = server_context(tmp_path, "h2")
+
+        def serve(name: str) -> Any:
+            return service(Http2Service(name, may_answer, asked), ssl=context)
+
+        names = ["a", "b", "c"]
+        async with tunnel(
+            *names, serve=serve, ssl_insecure=True, whip_picker="sticky:header=x-user"
+        ) as t:
+            t.for_each = ("--http2", "--parallel")
+            users = [[f"x-user: {number % 6}"] for number in range(12)]
+            waiting = asyncio.get_running_loop().create_task(
+                t.curl(*asking("https://testdom/", *users))
+            )
+            for _ in users:
+                await asked.acquire()
+            may_answer.set()
+            counts = Counter((await waiting).output.split())
+            assert counts.total() == len(users)
+            placed = Counter(dial.agent.name.hostname for dial in t.watch.opened if dial.agent)
+            assert set(counts) == set(placed)
+            assert all(count % 2 == 0 for count in counts.values()), "each user was there twice"
+
+    run(main())
+
+
+def test_a_request_of_another_user_is_dialled_for_by_itself() -> None:
+    """Behind a load balancer, users share a connection to the proxy, not their rights."""
+    seen: list[str | None] = []
+
+    class Authorize:
+        @hookimpl
+        def whip_authorize_dial(self, caller: Caller) -> str | None:
+            seen.append(caller.proxy_user)
+            return "no eves" if caller.proxy_user == "eve" else None
+
+    async def main() -> None:
+        async with tunnel("a", plugins=[Authorize()], proxyauth="any") as t:
+            reader, writer = await asyncio.open_connection("127.0.0.1", t.proxy.port)
+            statuses = []
+            for login in ("YWxpY2U6eA==", "YWxpY2U6eA==", "Ym9iOng=", "YWxpY2U6eA==", "ZXZlOng="):
+                writer.write(
+                    b"GET http://a.testdom/ HTTP/1.1\r\nHost: a.testdom\r\n"
+                    b"Proxy-Authorization: Basic " + login.encode() + b"\r\n\r\n"
+                )
+                head = await read_head(reader)
+                statuses.append(int(head.split()[1]))
+                [length] = [
+                    int(line.split(b":")[1])
+                    for line in head.splitlines()
+                    if line.lower().startswith(b"content-length")
+                ]
+                await reader.readexactly(length)
+            writer.close()
+            assert statuses == [200, 200, 200, 200, 403]
+            assert seen == ["alice", "bob", "eve"], "alice's connection is used again"
+
+    run(main())
+
+
+def test_a_target_that_is_resolved_by_the_request_is_resolved_for_each() -> None:
+    class Tenant:
+        @hookimpl
+        def whip_resolve(self, target: Target, caller: Caller) -> Target | None:
+            if target.name != "shop" or caller.request is None:
+                return None
+            return Target(f"{caller.request.headers['x-tenant']}.testdom", target.port)
+
+    async def main() -> None:
+        async with tunnel("a", "b", plugins=[Tenant()]) as t:
+            tenants = [[f"x-tenant: {name}"] for name in "abba"]
+            finished = await t.curl(*asking("http://shop/", *tenants))
+            assert finished.output.split() == list("abba")
+            assert sorted(t.dialled) == ["a", "b"]
+
+    run(main())
+
+
+def test_a_plugin_that_fails_for_a_request_fails_that_request_alone() -> None:
+    class Fails:
+        @hookimpl
+        def whip_pick(self, candidates: Sequence[AgentView], caller: Caller) -> AgentView:
+            assert caller.request is not None
+            return candidates[int(caller.request.headers["x-number"])]
+
+    async def main() -> None:
+        async with tunnel("a", "b", plugins=[Fails()]) as t:
+            numbers = [[f"x-number: {text}"] for text in ("1", "one", "0", "1")]
+            t.for_each = ("--write-out", " %{http_code}\n")
+            finished = await t.curl(*asking("http://testdom/", *numbers))
+            lines = [line for line in finished.output.splitlines() if line.strip()]
+            assert [line for line in lines if line in "ab"] == ["b", "a", "b"]
+            assert [line.split()[-1] for line in lines if line.endswith(("0", "2"))] == [
+                *("200", "502", "200", "200")
+            ]
+
+    run(main(), logs_errors=True)
+
+
+def test_mitmproxys_method_is_put_back() -> None:
+    before = GetHttpConnection.connection_spec_matches
+
+    async def main() -> None:
+        async with tunnel("a"):
+            assert GetHttpConnection.connection_spec_matches is not before
+
+    run(main())
+    assert GetHttpConnection.connection_spec_matches is before

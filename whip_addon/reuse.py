@@ -1,0 +1,233 @@
+"""Which open connection may serve a request, where picking goes by who asks.
+
+mitmproxy keeps its connections to services, and gives a client's next request to the one
+that is open to the same address. For `testdom` that is whichever instance the first
+request was brought to. So here each connection knows where it leads, and a request that
+has to be brought elsewhere does not see it: it gets another one, or a new dial. Neither
+does a request of another user of the proxy, whom nobody has authorized yet.
+
+`GetHttpConnection.connection_spec_matches` is what mitmproxy asks of every connection that
+is there; it is wrapped as long as an addon is loaded. mitmproxy has at most 5 connections
+to one address for each of its clients, and lets the next one wait; so where instances
+change from request to request, the ones that are idle make room.
+"""
+
+# mypy: allow-untyped-calls
+# (mitmproxy is typed in part.)
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from mitmproxy import ctx
+from mitmproxy.connection import Client, Connection, Server
+from mitmproxy.http import HTTPFlow
+from mitmproxy.proxy.layers.http import GetHttpConnection
+from mitmproxy.proxy.server_hooks import ServerConnectionHookData
+
+from whip_addon.callers import Callers
+from whip_core.agents import AgentView, Destination
+from whip_core.caller import Caller
+from whip_core.errors import DialError
+
+logger = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 5
+"""mitmproxy's own bound, for one address and one client (`ConnectionHandler.max_conns`)."""
+
+
+class Dialled(Protocol):
+    """What a stream's `get_extra_info("whip")` tells of where it leads."""
+
+    @property
+    def destination(self) -> Destination: ...
+    @property
+    def agent(self) -> AgentView: ...
+
+
+class Directs(Protocol):
+    """What is asked of a `whip_core.Broker`."""
+
+    @property
+    def goes_by_caller(self) -> bool: ...
+    def destination(self, host: str, port: int, caller: Caller) -> Destination | None: ...
+
+
+@dataclass(eq=False)
+class _Opened:
+    """A connection through whip, and the requests that it has served."""
+
+    dialled: Dialled
+    proxy_user: str | None
+    flows: weakref.WeakSet[HTTPFlow] = field(default_factory=weakref.WeakSet)
+    given_up: bool = False
+
+    @property
+    def idle(self) -> bool:
+        return not any(flow.live for flow in self.flows)
+
+
+class Reuse:
+    """The hooks, and what is known of the connections that were dialled."""
+
+    name = "whip.reuse"
+
+    def __init__(self, broker: Callable[[], Directs | None], callers: Callers) -> None:
+        self._broker = broker
+        self._callers = callers
+        self._opened: weakref.WeakKeyDictionary[Server, _Opened] = weakref.WeakKeyDictionary()
+        self._servers: weakref.WeakKeyDictionary[Client, weakref.WeakSet[Server]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._waiting: weakref.WeakSet[Server] = weakref.WeakSet()
+
+    def install(self) -> None:
+        _matching.add(self)
+
+    def uninstall(self) -> None:
+        _matching.discard(self)
+
+    def opened(self, client: Client, server: Server, dialled: Dialled, caller: Caller) -> None:
+        """The connection to `server` was dialled for `caller`."""
+        opened = self._opened[server] = _Opened(dialled, caller.proxy_user)
+        self._servers.setdefault(client, weakref.WeakSet()).add(server)
+        if (flow := self._callers.flow()) is not None and flow.request.method != "CONNECT":
+            opened.flows.add(flow)
+
+    def agent_of(self, flow: HTTPFlow) -> AgentView | None:
+        """The agent that a request was sent to; None if it was not, but answered by a script."""
+        opened = self._opened.get(flow.server_conn)
+        return opened.dialled.agent if opened is not None and flow in opened.flows else None
+
+    def may_serve(self, server: Server) -> bool:
+        """Whether the request that is being handled may be sent to `server`."""
+        opened = self._opened.get(server)
+        flow = self._callers.flow()
+        if flow is None:
+            return True
+        if opened is None:
+            # Still being dialled, for another request: nobody knows where it will lead.
+            return not (server in self._waiting and self._has_say(server))
+        if opened.given_up or self._callers.proxy_user() != opened.proxy_user:
+            return False
+        wanted = self._wanted(server)
+        if wanted is not None and not wanted.admits(opened.dialled.destination):
+            return False
+        opened.flows.add(flow)
+        return True
+
+    def _has_say(self, server: Server) -> bool:
+        try:
+            return self._wanted(server) is not None
+        except DialError:
+            return True
+
+    def _wanted(self, server: Server) -> Destination | None:
+        broker = self._broker()
+        if broker is None or not broker.goes_by_caller or server.address is None:
+            return None
+        host, port, *_ = server.address
+        return broker.destination(host, port, self._callers.current())
+
+    # Making room
+
+    def server_connect(self, data: ServerConnectionHookData) -> None:
+        self._waiting.add(data.server)
+        self._servers.setdefault(data.client, weakref.WeakSet()).add(data.server)
+        self._make_room(data.client, data.server)
+
+    def server_connected(self, data: ServerConnectionHookData) -> None:
+        self._waiting.discard(data.server)
+
+    def server_connect_error(self, data: ServerConnectionHookData) -> None:
+        self._waiting.discard(data.server)
+
+    def response(self, flow: HTTPFlow) -> None:
+        self._finished(flow)
+
+    def error(self, flow: HTTPFlow) -> None:
+        self._finished(flow)
+
+    def _finished(self, flow: HTTPFlow) -> None:
+        """Let others have the connection, if some wait. The flow is over after its last hook."""
+        server = flow.server_conn
+        if server in self._opened and any(
+            other.address == server.address for other in self._waiting
+        ):
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._make_room, flow.client_conn, server)
+
+    def _make_room(self, client: Client, new: Server) -> None:
+        servers = [
+            server
+            for server in self._servers.get(client, ())
+            if server.address == new.address
+            and (server in self._waiting or (server.connected and not self._is_given_up(server)))
+        ]
+        surplus = len(servers) - MAX_CONNECTIONS
+        oldest_first = sorted(servers, key=lambda server: server.timestamp_start or 0.0)
+        for server in oldest_first:
+            opened = self._opened.get(server)
+            if surplus > 0 and opened is not None and server.connected and opened.idle:
+                opened.given_up = True
+                _close(client, server)
+                surplus -= 1
+
+    def _is_given_up(self, server: Server) -> bool:
+        opened = self._opened.get(server)
+        return opened is not None and opened.given_up
+
+
+def _close(client: Client, server: Server) -> None:
+    handler: Any = ctx.master.addons.get("proxyserver").connections.get(client.id)
+    connection = handler.transports.get(server) if handler is not None else None
+    if connection is not None and connection.writer is not None:
+        connection.writer.close()
+
+
+class _Matching:
+    """mitmproxy's method, wrapped as long as any addon is loaded.
+
+    A script that is loaded anew comes before the old one has gone.
+    """
+
+    def __init__(self) -> None:
+        self._reuses: list[Reuse] = []
+        self._original: Any = None
+
+    def add(self, reuse: Reuse) -> None:
+        self._reuses.append(reuse)
+        if self._original is None:
+            original = self._original = GetHttpConnection.connection_spec_matches
+
+            def matches(wanted: GetHttpConnection, connection: Connection) -> bool:
+                return bool(original(wanted, connection)) and self._may_serve(connection)
+
+            vars_of: Any = GetHttpConnection
+            vars_of.connection_spec_matches = matches
+
+    def discard(self, reuse: Reuse) -> None:
+        if reuse in self._reuses:
+            self._reuses.remove(reuse)
+        if not self._reuses and self._original is not None:
+            vars_of: Any = GetHttpConnection
+            vars_of.connection_spec_matches = self._original
+            self._original = None
+
+    def _may_serve(self, connection: Connection) -> bool:
+        if not isinstance(connection, Server):
+            return True
+        try:
+            return all(reuse.may_serve(connection) for reuse in self._reuses)
+        except DialError as error:
+            # The dial that comes instead fails in the same way, and tells the client.
+            logger.debug("no open connection is used: %s", error)
+            return False
+
+
+_matching = _Matching()

@@ -1,0 +1,79 @@
+"""`whip plugins`: what is loaded, where it comes from, what it does, and how it is set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from whip_core.broker import Broker
+from whip_core.broker_options import BROKER_OPTIONS, declare, read_plugins
+from whip_core.errors import SettingsError
+from whip_core.hookspecs import ASKED_BY_AGENTS
+from whip_core.options import option
+from whip_core.plugin_host import Described, PluginHost
+from whip_core.plugin_sources import AGENT_GROUP, PluginOptions
+from whip_core.settings import BrokerSettings
+
+OPTIONS = tuple(
+    each
+    for each in BROKER_OPTIONS
+    if each.name in ("whip_picker", "whip_plugins", "whip_no_plugins", "whip_plugin_set")
+)
+
+
+@click.command()
+@option("--json", "as_json", is_flag=True, envvar=None, show_envvar=False, help="For programs.")
+@option(
+    "--agent",
+    is_flag=True,
+    envvar=None,
+    show_envvar=False,
+    help="Those of `whip client`, not of a broker.",
+)
+@declare(OPTIONS)
+def plugins(as_json: bool, agent: bool, **values: Any) -> None:
+    """List the plugins that a broker with these options would have; nothing is started."""
+    options = read_plugins(values)
+    try:
+        found = _of_agent(options) if agent else _of_broker(options, values["whip_picker"])
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from error
+    if as_json:
+        click.echo(json.dumps([asdict(each) for each in found], indent=2))
+        return
+    for line in _table(found):
+        click.echo(line)
+
+
+def _of_broker(options: PluginOptions, picker: str) -> list[Described]:
+    broker = Broker(
+        BrokerSettings(picker=picker),
+        plugins=options.load(),
+        plugin_settings=options.read_settings(),
+    )
+    return broker.plugins.describe()
+
+
+def _of_agent(options: PluginOptions) -> list[Described]:
+    host = PluginHost(ASKED_BY_AGENTS, "an agent")
+    for plugin in options.load(AGENT_GROUP):
+        host.register(plugin)
+    host.configure(options.read_settings())
+    return host.describe()
+
+
+def _table(found: Iterable[Described]) -> list[str]:
+    rows = [("NAME", "FROM", "HOOKS")]
+    rows += [(each.name, str(each.origin), " ".join(each.hooks)) for each in found]
+    names, origins = (max(len(row[column]) for row in rows) for column in (0, 1))
+    lines = [f"{name:{names}}  {origin:{origins}}  {hooks}" for name, origin, hooks in rows]
+    settings = [
+        f"{each.name}.{one.key}={one.value}  {one.type}; {one.help or 'no help'} ({one.variable})"
+        for each in found
+        for one in each.settings
+    ]
+    return lines + (["", "SETTINGS (--plugin-set)", *settings] if settings else [])
