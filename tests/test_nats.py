@@ -22,8 +22,9 @@ from tunnel import (
     server_files,
     service,
 )
-from whip_core import Broker
+from whip_core import Broker, hookimpl
 from whip_core.errors import SettingsError
+from whip_core.fabric_local import Exchange, LocalFabric
 from whip_core.fabrics import ShippedFabrics
 from whip_core.settings import FabricSettings
 
@@ -96,6 +97,31 @@ def test_settings_that_cannot_be_are_said_in_one_line(settings: FabricSettings, 
     with pytest.raises(SettingsError, match=said) as caught:
         ShippedFabrics().whip_fabric(settings)
     assert "\n" not in str(caught.value)
+
+
+def test_a_plugin_chooses_the_fabric_and_leaves_others_to_the_next() -> None:
+    exchange = Exchange()
+
+    class Mine:
+        def __init__(self) -> None:
+            self.asked: list[str] = []
+
+        @hookimpl
+        def whip_fabric(self, settings: FabricSettings) -> LocalFabric | None:
+            self.asked.append(settings.url)
+            return LocalFabric(exchange) if settings.url == "mine" else None
+
+    async def main() -> None:
+        mine = Mine()
+        async with Broker(broker_settings(fabric=FabricSettings(url="mine")), plugins=[mine]):
+            assert len(exchange.members) == 1
+        assert exchange.members == []
+        with pytest.raises(SettingsError, match="has no host"):
+            async with Broker(broker_settings(fabric=FabricSettings(url="tls:")), plugins=[mine]):
+                raise AssertionError("it started")
+        assert mine.asked == ["mine", "tls:"]
+
+    run(main())
 
 
 def test_a_fabric_that_nobody_makes_is_said_at_the_start() -> None:
