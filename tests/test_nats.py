@@ -60,9 +60,9 @@ def test_over_tls_with_client_certificates_and_a_password() -> None:
             nats.settings = replace(nats.settings, url=url.replace("secret", "wrong"))
             with Log() as log:
                 async with joined(nats, 1):
-                    [line] = log.having("no way into NATS at")
-                    assert line.endswith("(trying on): nats: 'Authorization Violation'")
-                    assert "wrong" not in line
+                    assert log.having("no way into NATS at localhost")
+                    assert log.having("Authorization Violation")
+                    assert not log.having("wrong")
 
     run(main())
 

@@ -15,7 +15,7 @@ import typing
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 if typing.TYPE_CHECKING:
-    from whip_core.public import *  # noqa: F403  # its names are listed below
+    from whip_core.public import *
 else:
     from whip_core.when_asked import __getattr__  # noqa: F401
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 from whip_core.agents import (
     AgentView,
@@ -154,13 +153,14 @@ class Plugins:
 
     def fabric(self, settings: FabricSettings) -> Fabric:
         """What the first plugin makes of the settings; `SettingsError` if none knows how."""
-        found = self._host.first_result("whip_fabric", settings)
-        if found is None:
-            raise SettingsError(
-                f"--fabric {settings.url!r}: no plugin makes such a fabric; "
-                "write nats://host:4222 or tls://host:4222"
-            )
-        return cast(Fabric, found[1])
+        for call in self._host.calls("whip_fabric"):
+            made: Fabric | None = call([settings])  # its `SettingsError` is for the user
+            if made is not None:
+                return made
+        raise SettingsError(
+            f"--fabric {settings.url!r}: no plugin makes such a fabric; "
+            "write nats://host:4222 or tls://host:4222"
+        )
 
     def agent_joined(self, agent: AgentView) -> None:
         self._host.notify("whip_agent_joined", agent)
