@@ -49,6 +49,7 @@ class BrokerSession:
         *,
         instance_id: str,
         on_registered: Callable[[BrokerSession], None],
+        on_leaving: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._client = client
@@ -57,6 +58,7 @@ class BrokerSession:
         self._plugins = plugins
         self._instance_id = instance_id
         self._on_registered = on_registered
+        self._on_leaving = on_leaving
         self._control = ControlState(AGENT_SIDE)
         self._tasks = TaskSet()
         self._connections: set[FramedConnection] = set()
@@ -69,6 +71,8 @@ class BrokerSession:
         self.registered: control.Registered | None = None
         self.duplicate_of: str | None = None
         self.draining = False
+        self.broker_leaves = False
+        """Whether the broker takes no new dials and is about to go."""
 
     @property
     def is_quiet(self) -> bool:
@@ -143,6 +147,9 @@ class BrokerSession:
                     self._home.parker.aim(0 if self.draining else connections)
             case control.Visit():
                 self._asked_to_visit(message)
+            case control.Draining():
+                self.broker_leaves = True
+                self._on_leaving()
             case _:
                 pass
         if first and self._control.state is not State.ENDED:

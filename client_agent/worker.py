@@ -93,6 +93,8 @@ class Worker:
     def standing(self) -> Standing:
         """What has become of this address so far."""
         if self.live is not None:
+            if self.live.broker_leaves:
+                return Standing.FAILING
             registered = self.live.registered
             return Standing.JOINED if registered and registered.cluster else Standing.ALONE
         if self._aside:
@@ -151,6 +153,7 @@ class Worker:
                 self._plugins,
                 instance_id=self._instance_id,
                 on_registered=self._registered,
+                on_leaving=self._brokers.changed,
             )
             self._running = {old for old in self._running if not old.is_quiet} | {session}
             self._client = client

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from processes import Process, free_ports, started
 from tunnel import run
 from whip_core import connect
 from whip_core.cli import main as whip
+from whip_core.errors import BrokerClosed
 
 QUIET = ("--tls=false", "--metrics-listen=")
 
@@ -73,6 +75,31 @@ def test_curl_through_a_proxy_without_a_broker_which_is_started_twice(tmp_path: 
             assert len(registrations) == 1, "the agent noticed that the proxy was restarted"
 
     run(main(), patience=110)
+
+
+def test_a_broker_that_is_stopped_lets_streams_finish_and_takes_no_more(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with (
+            service(answering(b"from inside")) as port,
+            broker(tmp_path) as (process, control, address),
+            agent(control, port),
+            await connect(address) as remote,
+        ):
+            reader, writer = await remote.open_connection("instance1.testdom", 80, wait=10)
+            process.signal(signal.SIGTERM)
+            while True:
+                try:
+                    _, other = await remote.open_connection("instance1.testdom", 80)
+                except BrokerClosed:
+                    break
+                other.close()
+            writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+            assert await reader.readuntil(b"from inside")
+            writer.close()
+            assert await process.ended() == 0
+            assert "are cut" not in str(process)
+
+    run(main())
 
 
 def test_forward_and_a_program_share_a_broker(tmp_path: Path) -> None:

@@ -80,6 +80,8 @@ def test_an_agent_holds_two_of_four_is_reached_from_all_and_replaces_one_that_en
                     assert await reached(broker)
                 assert len(holders()) == 2
                 ended, kept = holders()
+                await ended.drain(10)  # which sends its agents to another one
+                await eventually(lambda: len(holders()) == 3)
                 await ended.__aexit__(None, None, None)
                 await eventually(lambda: len(holders()) == 2 and ended not in holders())
                 assert kept in holders()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from client_agent.reverse import ReverseConnector
 from fabrics import KINDS, Kind, Local, eventually, joined
 from programs import needs_program
 from tunnel import (
@@ -40,7 +41,11 @@ from whip_core.errors import (
     UnknownName,
 )
 from whip_core.fabric_wire import MAX_AGE, Gate, Unwelcome
+from whip_core.framed import FramedConnection
+from whip_core.frames import Role
 from whip_core.names import Target
+from whip_core.preamble import Preamble
+from whip_core.tls import client_context
 
 MakeKind = Callable[[], AbstractAsyncContextManager[Kind]]
 each_kind = pytest.mark.parametrize(
@@ -388,3 +393,52 @@ def test_two_brokers_with_one_id_are_refused_loudly(make_kind: MakeKind) -> None
                 assert log.having("another broker with our id")
 
     run(main(), logs_errors=True)
+
+
+def test_the_agent_verifies_whom_it_visits() -> None:
+    async def main() -> None:
+        kind = Local()
+        async with (
+            service(echo) as port,
+            joined(kind, 1, tls=server_files("localhost")) as (holder,),
+            joined(kind, 1, tls=server_files("other.test")) as (other,),
+            running(
+                agent_settings(holder.control_port, ports=f"80={port}", tls=client_files())
+            ) as agent,
+        ):
+            await agent.wait_registered()
+            error = await refusal(other)
+            assert type(error) is AgentGone
+            assert "proves neither that name nor localhost" in str(error)
+
+    run(main())
+
+
+def test_another_agents_certificate_is_no_good_for_a_guests_secret() -> None:
+    async def main() -> None:
+        kind = Local()
+        with Log() as log:
+            async with (
+                joined(kind, 2, tls=server_files("localhost")) as (holder, other),
+                scripted(holder, tls=client_files("instance1.testdom")) as agent,
+                asyncio.TaskGroup() as group,
+            ):
+                await agent.expect(control.Registered)
+                dial = group.create_task(refusal(other, timeout=5))
+                visit = await agent.expect(control.Visit)
+                thief = ReverseConnector(
+                    client_context(client_files("thief.testdom")),
+                    "localhost",
+                    allow_plaintext=False,
+                )
+                await thief.open(
+                    FramedConnection(Role.ACCEPTOR),
+                    visit.reverse_host,
+                    visit.reverse_port,
+                    Preamble(visit.session_id, visit.secret, visit.connection_id),
+                )
+                await log.until("with another certificate's names")
+                await agent.send(control.ConnectFailed(visit.connection_id, "not me"))
+                assert type(await dial) is AgentGone
+
+    run(main())

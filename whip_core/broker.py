@@ -161,6 +161,25 @@ class Broker(Dials):
         self._dialer.cut()
         await self._stack.aclose()
 
+    async def drain(self, timeout: float) -> None:
+        """Take no new dials, send the agents to other brokers, and let the streams finish.
+
+        Returns when they have, or after `timeout` seconds; what then still runs is cut when
+        the broker is closed.
+        """
+        self._dialer.closed = True
+        self._dialer.agents_changed()
+        if self._neighbours is not None:
+            self._neighbours.drain()
+        for session in self._registry:
+            if session.speaks_frames:
+                session.send(control.Draining("the broker is stopping"))
+        try:
+            async with asyncio.timeout(timeout):
+                await self._dialer.wait_quiet()
+        except TimeoutError:
+            logger.warning("some streams did not finish within %g s and are cut", timeout)
+
     @property
     def control_port(self) -> int:
         """Where agents register."""

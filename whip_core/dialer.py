@@ -108,6 +108,7 @@ class Dialer:
         self._timeout = timeout
         self._changed = asyncio.Event()
         self._streams: set[Stream] = set()
+        self._stream_ended = asyncio.Event()
         self.closed = True
         """Whether the broker is not open (yet, or any more)."""
 
@@ -115,6 +116,11 @@ class Dialer:
         """Wake the dials that wait for an agent to appear."""
         self._changed.set()
         self._changed = asyncio.Event()
+
+    async def wait_quiet(self) -> None:
+        """Wait until no stream is open."""
+        while self._streams:
+            await self._stream_ended.wait()
 
     def cut(self) -> None:
         """Break every stream that is open: who reads one is told that it is incomplete."""
@@ -319,6 +325,8 @@ class Dialer:
         session = candidate.session
         session.streams -= 1
         self._streams.discard(stream)
+        self._stream_ended.set()
+        self._stream_ended = asyncio.Event()
         assert stream.cause is not None
         seconds = time.monotonic() - dial.started
         logger.info(

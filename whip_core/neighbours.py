@@ -237,6 +237,13 @@ class Neighbours:
         if self._registry.get(session.name.full) is session:
             self._fabric.release(_agent(session.name.full))
 
+    def drain(self) -> None:
+        """Offer none of our agents any more; those that others reach already go on."""
+        for session in self._registry:
+            self._fabric.release(_agent(session.name.full))
+        for domain in self._domains:
+            self._fabric.release(_domain(domain))
+
     def joined(self, session: Session) -> None:
         name = session.name
         self._fabric.hold(_agent(name.full), shared=False)

@@ -23,7 +23,13 @@ from whip_core.broker_options import (
     read_plugins,
 )
 from whip_core.errors import SettingsError
-from whip_core.options import common_options, run, set_up_logging, was_given
+from whip_core.options import common_options, option, run, set_up_logging, was_given
+from whip_core.tasks import TaskSet
+
+DRAIN_TIMEOUT = 30.0
+"""Seconds that streams have to finish when the broker is told to stop: as at an agent."""
+MOST_SECONDS = 86_400.0
+"""A day: for ever, and a timer can hold it."""
 
 # How long a dial waits is for whoever dials to say.
 OPTIONS = (
@@ -35,7 +41,13 @@ OPTIONS = (
 @click.command()
 @common_options(metrics_listen=METRICS_LISTEN)
 @declare(OPTIONS)
-def broker(log_level: str, **values: Any) -> None:
+@option(
+    "--drain-timeout",
+    type=click.FloatRange(min=0, max=MOST_SECONDS),
+    default=DRAIN_TIMEOUT,
+    help="Seconds that streams have to finish after SIGTERM; a second SIGTERM goes at once.",
+)
+def broker(log_level: str, drain_timeout: float, **values: Any) -> None:
     """A broker by itself: proxies and programs dial through its --dial-listen socket.
 
     They use it with --broker ADDRESS, or whip_core.connect in Python, and may come and go
@@ -58,17 +70,26 @@ def broker(log_level: str, **values: Any) -> None:
         )
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
-    run(_serve(alone, values["metrics_listen"]), log_level)
+    run(_serve(alone, values["metrics_listen"], drain_timeout), log_level)
 
 
-async def _serve(alone: Broker, listen: str) -> None:
-    stop = asyncio.Event()
+async def _serve(alone: Broker, listen: str, drain_timeout: float) -> None:
+    stop, at_once = asyncio.Event(), asyncio.Event()
+
+    def interrupted() -> None:
+        (at_once if stop.is_set() else stop).set()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, interrupted)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(alone)
         stack.enter_context(
             metrics.serve(listen, alone.metrics.registry, chosen=was_given("metrics_listen"))
         )
         await stop.wait()
+        tasks = TaskSet()
+        draining = tasks.spawn(alone.drain(drain_timeout), "drain")
+        hurry = tasks.spawn(at_once.wait(), "second signal")
+        await asyncio.wait([draining, hurry], return_when=asyncio.FIRST_COMPLETED)
+        await tasks.cancel_all()
