@@ -15,6 +15,8 @@ from client_agent.plugins import AgentPlugins
 from client_agent.reconcile import reconcile
 from client_agent.settings import AgentSettings
 from client_agent.worker import PATIENCE, Worker
+from whip_core.certificates import Role
+from whip_core.credentials import Credentials
 from whip_core.metrics import AgentMetrics
 from whip_core.plugin_settings import PluginSettings
 from whip_core.tasks import TaskSet
@@ -48,6 +50,7 @@ class Agent:
         self._found: dict[Endpoint, frozenset[Address]] = {}
         self._tasks = TaskSet()
         self._choosing: asyncio.Handle | None = None
+        self._credentials: Credentials | None = None
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
 
@@ -57,8 +60,15 @@ class Agent:
         return [address for address, worker in self._workers.items() if worker.live]
 
     async def run(self) -> None:
-        """Serve. After `stop` it drains, within the settings' time, and returns."""
+        """Serve. After `stop` it drains, within the settings' time, and returns.
+
+        Raises `SettingsError` if the TLS files cannot be used, or a plugin.
+        """
         self.plugins.start(self.metrics.registry)
+        files = self.settings.tls
+        if files is not None:
+            self._credentials = Credentials(files, Role.AGENT, self.metrics.certificate_expires)
+            self._tasks.spawn(self._credentials.watch(), "watch TLS files")
         self._found = {endpoint: frozenset() for endpoint in self.settings.endpoints}
         try:
             following = [
@@ -86,10 +96,24 @@ class Agent:
     # Endpoints
 
     async def _follow(self, endpoint: Endpoint) -> None:
+        egress = self.settings.egress
+        if egress is not None and not endpoint.srv and egress.carries(endpoint.host):
+            # Its name may mean something to the proxy only.
+            self._found[endpoint] = frozenset({Address(endpoint.host, endpoint.port)})
+            self._reconcile()
+            return
         async with aclosing(Discovery(endpoint, self._resolvers).watch()) as found:
             async for addresses in found:
-                self._found[endpoint] = addresses
+                self._found[endpoint] = self._bounded(endpoint, addresses)
                 self._reconcile()
+
+    def _bounded(self, endpoint: Endpoint, found: frozenset[Address]) -> frozenset[Address]:
+        """As many as may be joined; those that are joined already come first."""
+        most = self.settings.max_brokers
+        if len(found) <= most:
+            return found
+        logger.warning("%s has %d addresses; only %d are joined", endpoint, len(found), most)
+        return frozenset(sorted(found, key=lambda each: (each not in self._owners, each))[:most])
 
     def _reconcile(self) -> None:
         change = reconcile(self._found, self._owners)
@@ -129,6 +153,7 @@ class Agent:
             self.metrics,
             self.plugins,
             instance_id=self._instance_id,
+            credentials=self._credentials,
         )
         self._workers[address] = worker
         self._runs[address] = self._tasks.spawn(worker.run(), f"broker {address}")

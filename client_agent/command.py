@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
-import resource
+import os
 import signal
 import socket
 
 import click
 
 from client_agent.agent import Agent
+from client_agent.egress import egress_of
 from client_agent.endpoints import Endpoint
 from client_agent.exposure import parse_exposure
-from client_agent.settings import BROKER_COUNT, DRAIN_TIMEOUT, AgentSettings
-from whip_core.certificates import check_files, expires_at
+from client_agent.settings import BROKER_COUNT, MAX_BROKERS, AgentSettings
+from whip_core.certificates import Role, check_files, dns_pattern
 from whip_core.errors import SettingsError
 from whip_core.metrics import listen_address, serve
 from whip_core.names import AgentName, check_labels
@@ -29,6 +29,7 @@ from whip_core.options import (
     was_given,
 )
 from whip_core.plugin_sources import AGENT_GROUP, PluginOptions
+from whip_core.settings import DRAIN_TIMEOUT
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,25 @@ logger = logging.getLogger(__name__)
     metavar="PLUGIN.KEY=VALUE",
     help="A setting of a plugin's (repeatable).",
 )
+@option(
+    "--reverse-host",
+    multiple=True,
+    metavar="HOST",
+    help="A host (*.name: any of one label) that brokers may have us connect back to, besides "
+    "the endpoint's own and the one each broker tells; repeatable.",
+)
+@option(
+    "--egress-proxy",
+    metavar="URL",
+    help="Reach brokers through this proxy: http://[user:password@]host:port or socks5://… "
+    "Without it, HTTPS_PROXY and NO_PROXY count; empty: no proxy.",
+)
+@option(
+    "--max-brokers",
+    type=click.IntRange(min=1),
+    default=MAX_BROKERS,
+    help="Addresses behind one ENDPOINT that are joined.",
+)
 @common_options(metrics_listen="127.0.0.1:9465")
 def client(
     endpoints: tuple[str, ...],
@@ -78,24 +98,27 @@ def client(
     plugin: tuple[str, ...],
     no_plugin: tuple[str, ...],
     plugin_set: tuple[str, ...],
+    reverse_host: tuple[str, ...],
+    egress_proxy: str | None,
+    max_brokers: int,
     log_level: str,
     metrics_listen: str,
     tls: bool,
     tls_key_path: str | None,
     tls_cert_path: str | None,
     tls_ca_cert_path: str | None,
+    tls_crl_path: str | None,
     allow_plaintext: bool,
 ) -> None:
     """Register this host's service at every broker behind each ENDPOINT (host:port)."""
     set_up_logging(log_level)
-    files = tls_files(tls, tls_key_path, tls_cert_path, tls_ca_cert_path)
+    files = tls_files(tls, tls_key_path, tls_cert_path, tls_ca_cert_path, tls_crl_path)
     try:
         listen_address(metrics_listen)
         if not math.isfinite(drain_timeout):
             raise SettingsError(f"--drain-timeout: {drain_timeout} is not a number of seconds")
         if files is not None:
-            for warning in check_files(files):
-                logger.warning(warning)
+            check_files(files, Role.AGENT)
         settings = AgentSettings(
             name=_name(hostname or socket.gethostname(), domain),
             exposure=parse_exposure(ports),
@@ -105,6 +128,9 @@ def client(
             labels=_labels(label),
             drain_timeout=drain_timeout,
             broker_count=broker_count,
+            reverse_hosts=_patterns(reverse_host),
+            egress=egress_of(egress_proxy, os.environ),
+            max_brokers=max_brokers,
         )
         plugins = PluginOptions(plugin, no_plugin, plugin_set)
         agent = Agent(
@@ -114,14 +140,10 @@ def client(
         )
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
-    _allow_many_files()
     run(_serve(agent, metrics_listen, was_given("metrics_listen")), log_level)
 
 
 async def _serve(agent: Agent, metrics_listen: str, chosen: bool) -> None:
-    files = agent.settings.tls
-    if files is not None:
-        agent.metrics.certificate_expires(expires_at(files.cert.read_bytes()))
     loop = asyncio.get_running_loop()
     this = asyncio.current_task()
     assert this is not None
@@ -144,18 +166,18 @@ async def _serve(agent: Agent, metrics_listen: str, chosen: bool) -> None:
             logger.warning("stopped at once: streams that still ran are cut")
 
 
-def _allow_many_files() -> None:
-    """Have the most open files that we may: a stream takes two, and 1024 is a usual limit."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # some systems promise more than they give
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 def _name(hostname: str, domain: str) -> AgentName:
     try:
         return AgentName.parse(hostname, domain)
     except ValueError as error:
         raise SettingsError(f"--hostname and --domain: {error}") from error
+
+
+def _patterns(texts: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        return tuple(dns_pattern(text) for text in texts)
+    except ValueError as error:
+        raise SettingsError(f"--reverse-host: {error}") from error
 
 
 def _labels(texts: tuple[str, ...]) -> dict[str, str]:

@@ -11,7 +11,7 @@ import grpc.aio
 
 from client_agent.endpoints import Address
 from whip_core import control
-from whip_core.channel import AGENT_CHANNEL_OPTIONS
+from whip_core.channel import CHANNEL_OPTIONS
 from whip_core.control_wire import METHOD_PATH, decode_broker_message, encode_agent_message
 from whip_core.outbox import Outbox
 from whip_core.tasks import TaskSet
@@ -26,22 +26,31 @@ class ControlClosed(Exception):
 
 
 class ControlClient:
-    """An async context manager around one call. `tls_name` is what the broker must prove."""
+    """An async context manager around one call. `tls_name` is what the broker must prove.
+
+    `target`, in gRPC's notation, is connected to instead of the address.
+    """
 
     def __init__(
-        self, address: Address, tls_name: str, credentials: grpc.ChannelCredentials | None
+        self,
+        address: Address,
+        tls_name: str,
+        credentials: grpc.ChannelCredentials | None,
+        *,
+        target: str | None = None,
     ) -> None:
         self._address = address
         self._tls_name = tls_name
+        self._target = target
         self._credentials = credentials
         self._tasks = TaskSet()
         self._given_up = False
 
     async def __aenter__(self) -> ControlClient:
         family = "ipv6" if ":" in self._address.ip else "ipv4"
-        target = f"{family}:{self._address}"
+        target = self._target or f"{family}:{self._address}"
         options: list[tuple[str, Any]] = [
-            *AGENT_CHANNEL_OPTIONS,
+            *CHANNEL_OPTIONS,
             ("grpc.enable_http_proxy", 0),
             # Each attempt is a connection of its own: our back-off is the only one.
             ("grpc.use_local_subchannel_pool", 1),

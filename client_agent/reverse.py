@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from typing import TypeVar
 
+from client_agent import egress_tunnel
+from client_agent.egress import EgressProxy
 from whip_core import preamble, tls_transport
 from whip_core.certificates import proves_host
 from whip_core.errors import AgentGone
@@ -22,14 +25,23 @@ Connection = TypeVar("Connection", FramedConnection, RawConnection)
 
 
 class ReverseConnector:
-    """Opens reverse connections to one broker, which is known as `endpoint_name`."""
+    """Opens reverse connections to one broker, which is known as `endpoint_name`.
+
+    `context` gives the TLS context for a new connection; None means plaintext.
+    """
 
     def __init__(
-        self, context: ssl.SSLContext | None, endpoint_name: str, *, allow_plaintext: bool
+        self,
+        context: Callable[[], ssl.SSLContext] | None,
+        endpoint_name: str,
+        *,
+        allow_plaintext: bool,
+        egress: EgressProxy | None = None,
     ) -> None:
         self._context = context
         self._endpoint_name = endpoint_name
         self._allow_plaintext = allow_plaintext
+        self._egress = egress
 
     async def open(
         self,
@@ -78,10 +90,21 @@ class ReverseConnector:
     async def _connect(
         self, connection: FramedConnection | RawConnection, host: str, port: int
     ) -> asyncio.Transport:
+        sock = None
+        if self._egress is not None and self._egress.carries(host):
+            sock = await egress_tunnel.connect(self._egress, host, port)
         if self._context is not None:
             return await tls_transport.connect(
-                connection, host, port, self._context, handshake_timeout=CONNECT_TIMEOUT
+                connection,
+                host,
+                port,
+                self._context(),
+                handshake_timeout=CONNECT_TIMEOUT,
+                sock=sock,
             )
         loop = asyncio.get_running_loop()
-        transport, _ = await loop.create_connection(lambda: connection, host, port)
+        if sock is not None:
+            transport, _ = await loop.create_connection(lambda: connection, sock=sock)
+        else:
+            transport, _ = await loop.create_connection(lambda: connection, host, port)
         return transport

@@ -15,11 +15,12 @@ from client_agent.berth import Berth
 from client_agent.control_client import ControlClient
 from client_agent.exposure import Backend, TCPBackend
 from client_agent.plugins import AgentPlugins
+from client_agent.reach import Reach
 from client_agent.reverse import ReverseConnector
 from client_agent.settings import AgentSettings
 from whip_core import control
 from whip_core.control_state import AGENT_SIDE, ControlState, State
-from whip_core.errors import ServiceRefused, WhipError
+from whip_core.errors import AgentGone, ServiceRefused, WhipError
 from whip_core.framed import FramedConnection
 from whip_core.frames import FailureCode, OpenRequested, Role
 from whip_core.metrics import AgentMetrics
@@ -47,6 +48,7 @@ class BrokerSession:
         metrics: AgentMetrics,
         plugins: AgentPlugins,
         *,
+        reach: Reach,
         instance_id: str,
         on_registered: Callable[[BrokerSession], None],
         on_leaving: Callable[[], None] = lambda: None,
@@ -56,6 +58,7 @@ class BrokerSession:
         self._connector = connector
         self._metrics = metrics
         self._plugins = plugins
+        self._reach = reach
         self._instance_id = instance_id
         self._on_registered = on_registered
         self._on_leaving = on_leaving
@@ -131,6 +134,7 @@ class BrokerSession:
         match message:
             case control.Registered():
                 self.registered = message
+                self._reach.tell(message.reverse_host, message.reverse_port)
                 self._home = self._berth(
                     message.reverse_host,
                     message.reverse_port,
@@ -147,7 +151,8 @@ class BrokerSession:
                     self._home.parker.aim(0 if self.draining else connections)
             case control.Visit():
                 self._asked_to_visit(message)
-            case control.Draining():
+            case control.Draining(reason):
+                logger.info("the broker takes no more agents: %s", reason)
                 self.broker_leaves = True
                 self._on_leaving()
             case _:
@@ -156,7 +161,7 @@ class BrokerSession:
             self._on_registered(self)
 
     def _asked_to_connect(self, request: control.Connect) -> None:
-        refusal = self._refusal(request)
+        refusal = self._refusal(request, self._reach.refusal)
         if refusal is not None:
             logger.warning("broker's request %s refused: %s", request.connection_id[:8], refusal)
             self._client.send(control.ConnectFailed(request.connection_id, refusal))
@@ -164,16 +169,16 @@ class BrokerSession:
         answer = self._answer_old if self.registered is None else self._answer
         self._tasks.spawn(answer(request), f"connect {request.connection_id[:8]}")
 
-    def _refusal(self, request: control.Connect) -> str | None:
-        if not (request.host and 1 <= request.port <= 65535):
-            return f"{request.host}:{request.port} is no place to connect to"
+    def _refusal(
+        self, request: control.Connect, of_place: Callable[[str, int], str | None]
+    ) -> str | None:
         if request.local_port not in self._settings.exposure:
             return f"this agent does not expose port {request.local_port}"
         if self.draining:
             return "this agent is draining"
         if len(self._tasks) >= MAX_OPENING:
             return f"{len(self._tasks)} connections are being opened already"
-        return None
+        return of_place(request.host, request.port)
 
     # Brokers of ours: reverse connections speak frames
 
@@ -188,7 +193,7 @@ class BrokerSession:
         try:
             await self._connect_back(berth, request.host, request.port, request.connection_id)
         except WhipError as error:
-            self._failed(request.connection_id, error)
+            self._failed(request, error)
 
     async def _connect_back(
         self, berth: Berth, host: str, port: int, connection_id: str
@@ -199,6 +204,12 @@ class BrokerSession:
             on_idle=functools.partial(self._became_idle, berth),
             on_lost=functools.partial(self._lost, berth),
         )
+        if (
+            berth is self._home
+            and not connection_id
+            and (refusal := self._reach.refusal(host, port))
+        ):
+            raise AgentGone(f"the broker has us connect back to {host}:{port}, but {refusal}")
         introduction = dataclasses.replace(berth.introduction, connection_id=connection_id)
         try:
             await self._connector.open(connection, host, port, introduction)
@@ -216,14 +227,16 @@ class BrokerSession:
     def _asked_to_visit(self, visit: control.Visit) -> None:
         dial = visit.connection_id
         request = control.Connect(dial, visit.reverse_host, visit.reverse_port, visit.local_port)
-        refusal = self._refusal(request)
+        refusal = self._refusal(request, self._reach.refusal_of_neighbour)
+        if self.registered is None or not self.registered.cluster:
+            refusal = "this broker has said nothing of a fabric"
         berth = self._visits.get(visit.session_id)
         if berth is None and len(self._visits) >= MAX_VISITS:
             refusal = f"this agent visits {len(self._visits)} brokers already"
         if dial and refusal is not None:
             logger.warning("broker's request %s refused: %s", dial[:8], refusal)
             self._client.send(control.ConnectFailed(dial, refusal))
-        elif berth is not None or dial:
+        elif berth is not None or (dial and refusal is None):
             if berth is None:
                 logger.info("visiting the broker %s for its dials", visit.broker_id)
                 introduction = Preamble(visit.session_id, visit.secret)
@@ -311,7 +324,7 @@ class BrokerSession:
             backend = self._backend(request.local_port, request.connection_id)
             side = await local.connect(backend)
         except ServiceRefused as error:
-            self._failed(request.connection_id, error)
+            self._failed(request, error)
             return
         raw = RawConnection(
             request.connection_id, extra={}, on_finished=lambda _: self._raw.discard(raw)
@@ -322,7 +335,7 @@ class BrokerSession:
             )
         except WhipError as error:
             _drop(side)
-            self._failed(request.connection_id, error)
+            self._failed(request, error)
             return
         except asyncio.CancelledError:
             _drop(side)
@@ -333,9 +346,15 @@ class BrokerSession:
         raw.stream.attach(tunnel)
         self._relay(request.connection_id[:8], request.local_port, backend, tunnel, side)
 
-    def _failed(self, connection_id: str, error: Exception) -> None:
-        logger.warning("dial %s: %s", connection_id[:8], error)
-        self._client.send(control.ConnectFailed(connection_id, str(error)))
+    def _failed(self, request: control.Connect, error: Exception) -> None:
+        """Tell why, but not what we saw at a host that the broker alone has named."""
+        logger.warning("dial %s: %s", request.connection_id[:8], error)
+        told = str(error)
+        if isinstance(error, AgentGone) and not self._reach.is_own(request.host):
+            told = (
+                f"the agent cannot connect back to {request.host}:{request.port}; its log says why"
+            )
+        self._client.send(control.ConnectFailed(request.connection_id, told))
 
     # Both
 

@@ -5,28 +5,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 from client_agent.backoff import Backoff
 from client_agent.choice import Standing
 from client_agent.control_client import ControlClient, ControlClosed
+from client_agent.egress_tunnel import Bridge
 from client_agent.endpoints import Address, Endpoint
 from client_agent.plugins import AgentPlugins
+from client_agent.reach import Reach
 from client_agent.reverse import ReverseConnector
 from client_agent.session import BrokerSession
 from client_agent.settings import AgentSettings
+from whip_core.credentials import Credentials
 from whip_core.errors import RemoteProtocolError, SettingsError
 from whip_core.metrics import AgentMetrics
 from whip_core.settings import require_plaintext_allowed
-from whip_core.tls import client_context, grpc_channel_credentials
 
 logger = logging.getLogger(__name__)
 
 PATIENCE = 2.0
 """Seconds after which a broker that has not answered is one that does not: a registration
 takes a few round trips."""
-REFUSALS = frozenset({"ALREADY_EXISTS", "PERMISSION_DENIED", "INVALID_ARGUMENT"})
+REFUSALS = frozenset(
+    {"ALREADY_EXISTS", "PERMISSION_DENIED", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"}
+)
 """gRPC statuses by which a broker says that it will not have this registration."""
 
 CAUSES = {
@@ -67,6 +72,7 @@ class Worker:
         plugins: AgentPlugins,
         *,
         instance_id: str,
+        credentials: Credentials | None,
         backoff: Callable[[], Backoff] = Backoff,
     ) -> None:
         self.address = address
@@ -76,6 +82,7 @@ class Worker:
         self._metrics = metrics
         self._plugins = plugins
         self._instance_id = instance_id
+        self._credentials = credentials
         self._backoff = backoff()
         self._trouble = ""
         self._draining = False
@@ -134,23 +141,28 @@ class Worker:
 
     async def _serve_once(self) -> None:
         """One session, from connecting to the end of its control stream, which it raises."""
-        files = self._settings.tls
-        if files is None:
+        tls = self._credentials
+        if tls is None:
             require_plaintext_allowed("connect to", self.address.ip, self._settings.allow_plaintext)
         tls_name = self._endpoint.tls_name
         connector = ReverseConnector(
-            client_context(files) if files else None,
+            tls.client_context if tls else None,
             tls_name,
             allow_plaintext=self._settings.allow_plaintext,
+            egress=self._settings.egress,
         )
-        credentials = grpc_channel_credentials(files) if files else None
-        async with ControlClient(self.address, tls_name, credentials) as client:
+        credentials = tls.grpc_channel() if tls else None
+        async with (
+            self._way_out() as target,
+            ControlClient(self.address, tls_name, credentials, target=target) as client,
+        ):
             session = BrokerSession(
                 self._settings,
                 client,
                 connector,
                 self._metrics,
                 self._plugins,
+                reach=Reach(self._endpoint, self.address, self._settings.reverse_hosts),
                 instance_id=self._instance_id,
                 on_registered=self._registered,
                 on_leaving=self._brokers.changed,
@@ -165,6 +177,25 @@ class Worker:
             finally:
                 self._client = None
                 self._ended(session)
+
+    @asynccontextmanager
+    async def _way_out(self) -> AsyncIterator[str | None]:
+        """Where gRPC connects to instead of the address, if it has to go through a proxy.
+
+        What the proxy says takes the place of what gRPC makes of it.
+        """
+        egress = self._settings.egress
+        if egress is None or not egress.carries(self.address.ip):
+            yield None
+            return
+        async with Bridge(egress, self.address.ip, self.address.port) as bridge:
+            try:
+                yield bridge.target
+            except ControlClosed as closed:
+                if bridge.failure is None:
+                    raise
+                why = f"last error: {self.address}: {bridge.failure}"
+                raise ControlClosed(closed.status, why) from closed
 
     def _registered(self, session: BrokerSession) -> None:
         self.live = session

@@ -82,6 +82,15 @@ class FakeBroker:
     def mitmproxy_addons(self) -> Sequence[tuple[str, object]]:
         return self.addons
 
+    def begin_drain(self) -> None:
+        pass
+
+    def reopen_logs(self) -> None:
+        pass
+
+    async def drain(self, timeout: float) -> None:
+        pass
+
     def routes(self, host: str) -> bool:
         name = host.lower().removesuffix(".")
         return name in self.services or name in self.known

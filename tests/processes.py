@@ -61,6 +61,14 @@ class Process:
             finally:
                 waiting.cancel()
 
+    async def says_often(self, text: str, times: int) -> None:
+        """Wait for so many lines with `text`."""
+        while sum(text in line for line in self.lines) < times:
+            assert not self._reading.done(), f"{self._name} ended:\n{self}"
+            waiting = asyncio.get_running_loop().create_task(self._news.wait())
+            await asyncio.wait([self._reading, waiting], return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+
     def signal(self, number: int) -> None:
         """Send a signal to the program itself, if it still runs."""
         with contextlib.suppress(ProcessLookupError):

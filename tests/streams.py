@@ -259,12 +259,13 @@ async def _over_tcp(one: _Watched, other: _Watched) -> None:
 
 
 async def _over_mtls(one: _Watched, other: _Watched) -> None:
-    server = await tls_transport.serve(
-        lambda: one,
-        socket.create_server(("127.0.0.1", 0)),
-        server_tls(),
-        handshake_timeout=PATIENCE,
-        on_failure=lambda *_: None,
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(
+        lambda: tls_transport.Accepting(
+            one, server_tls(), handshake_timeout=PATIENCE, on_failure=lambda *_: None
+        ),
+        "127.0.0.1",
+        0,
     )
     port = server.sockets[0].getsockname()[1]
     await tls_transport.connect(other, "127.0.0.1", port, client_tls(), handshake_timeout=PATIENCE)

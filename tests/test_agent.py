@@ -13,6 +13,7 @@ import pytest
 from client_agent import local, parse_exposure
 from client_agent.exposure import TCPBackend, UnixBackend
 from tunnel import (
+    Log,
     Watch,
     agent_settings,
     broker_settings,
@@ -188,7 +189,7 @@ def test_a_wrong_port_is_told_in_one_line_what_to_write(text: str) -> None:
 
 @asynccontextmanager
 async def registered(
-    ports: str, *, tls: bool = False
+    ports: str, *, tls: bool = False, reverse_host: str = "localhost"
 ) -> AsyncIterator[tuple[ScriptedBroker, ScriptedControlStream]]:
     """An agent that a scripted broker of ours has let in."""
     async with ScriptedBroker(tls=server_files("localhost") if tls else None) as broker:
@@ -198,7 +199,7 @@ async def registered(
         async with running(settings) as agent:
             stream = await broker.agent()
             await stream.receive()
-            await stream.send(control.Registered(1, "broker", "session", "secret", "localhost", 1))
+            await stream.send(control.Registered(1, "broker", "session", "secret", reverse_host, 1))
             await agent.wait_registered()
             yield broker, stream
 
@@ -314,10 +315,61 @@ def test_without_tls_no_other_machine_is_connected_to_unless_allowed() -> None:
     agent_settings("192.0.2.1:50051", ports="80", allow_plaintext=True)
 
     async def main() -> None:
-        async with registered("80=1") as (_, stream):
-            await stream.send(control.Connect("one", "192.0.2.1", 8000, 80))
+        with Log() as log:
+            async with registered("80=1", reverse_host="192.0.2.1") as (_, stream):
+                await stream.send(control.Connect("one", "192.0.2.1", 1, 80))
+                assert isinstance(await answer(stream), control.ConnectFailed)
+                await log.until("dial one: the agent cannot connect back to 192.0.2.1:1: refusing")
+
+    run(main())
+
+
+# Where a broker may have it connect back to
+
+
+def test_a_broker_of_ours_can_name_its_own_hosts_and_the_place_it_told_and_no_other() -> None:
+    heard: list[str] = []
+
+    async def listen(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append("a connection")
+        writer.close()
+
+    async def main() -> None:
+        async with (
+            service(listen, "127.0.0.2") as port,
+            registered("80=1", reverse_host="127.0.0.3") as (_, stream),
+        ):
+            await stream.send(control.Connect("one", "127.0.0.2", port, 80))
+            assert await answer(stream) == control.ConnectFailed(
+                "one", f"127.0.0.2:{port} is not where this broker said that it listens"
+            )
+            # What happened at the place it told is for the agent's operator to know.
+            await stream.send(control.Connect("two", "127.0.0.3", 1, 80))
+            assert await answer(stream) == control.ConnectFailed(
+                "two", "the agent cannot connect back to 127.0.0.3:1; its log says why"
+            )
+            await stream.send(control.Connect("three", "127.0.0.1", 1, 80))
             failed = await answer(stream)
             assert isinstance(failed, control.ConnectFailed)
-            assert "refusing to connect to 192.0.2.1 without TLS" in failed.message
+            assert "Connect call failed" in failed.message
+
+    run(main())
+    assert heard == []
+
+
+def test_an_old_broker_can_name_one_place_only() -> None:
+    async def main() -> None:
+        async with service(saying(b"hello")) as port, ScriptedBroker() as broker:
+            settings = agent_settings(broker.control_port, ports=f"80={port}")
+            async with running(settings):
+                stream = await broker.agent()
+                await stream.receive()
+                for number, (host, works) in enumerate(
+                    [("127.0.0.2", True), ("127.0.0.3", False), ("127.0.0.2", True)]
+                ):
+                    await stream.send(control.Connect(str(number), host, 1, 80))
+                    failed = await answer(stream)
+                    assert isinstance(failed, control.ConnectFailed)
+                    assert ("cannot connect back" in failed.message) is works, failed
 
     run(main())

@@ -24,6 +24,7 @@ from cryptography.x509.oid import NameOID
 
 from whip_core.certificates import (
     MAX_PEM_SIZE,
+    Role,
     certificate_names,
     certificate_names_pem,
     certificates_in,
@@ -351,6 +352,22 @@ def key_pem(
 
 def test_files_that_fit_need_no_word(files: TLSFiles) -> None:
     assert check_files(files) == []
+
+
+def test_a_certificate_that_is_for_the_other_end_is_told(files: TLSFiles, ca: Authority) -> None:
+    assert check_files(files, Role.AGENT) == []
+    with pytest.raises(SettingsError) as caught:
+        check_files(files, Role.BROKER)
+    assert str(caught.value) == (
+        f"--tls-cert-path {files.cert} is the certificate of a client, but a broker needs its "
+        "own: issue one with `whip pki createandsign server`"
+    )
+    issued = ca.issue_server(["broker.example"])
+    files.key.write_bytes(issued.key_pem)
+    files.cert.write_bytes(issued.cert_pem)
+    assert check_files(files, Role.BROKER) == []
+    with pytest.raises(SettingsError, match="of a server, but an agent needs its own"):
+        check_files(files, Role.AGENT)
 
 
 def test_one_file_may_hold_key_and_certificate(files: TLSFiles) -> None:

@@ -426,11 +426,8 @@ def test_another_agents_certificate_is_no_good_for_a_guests_secret() -> None:
                 await agent.expect(control.Registered)
                 dial = group.create_task(refusal(other, timeout=5))
                 visit = await agent.expect(control.Visit)
-                thief = ReverseConnector(
-                    client_context(client_files("thief.testdom")),
-                    "localhost",
-                    allow_plaintext=False,
-                )
+                context = client_context(client_files("thief.testdom"))
+                thief = ReverseConnector(lambda: context, "localhost", allow_plaintext=False)
                 await thief.open(
                     FramedConnection(Role.ACCEPTOR),
                     visit.reverse_host,

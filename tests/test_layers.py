@@ -22,25 +22,26 @@ PACKAGES = ("whip_core", "client_agent", "whip_addon")
 # everything below a package, `__init__` the package itself.
 LAYERS = {
     0: {  # values
-        "whip_core": "agents caller control dial_address errors fabric hookspecs local_request"
-        " names settings when_asked wire.__init__ wire.*",
-        "client_agent": "endpoints exposure settings",
+        "whip_core": "agents caller control dial_address errors fabric hookspecs limits"
+        " local_request names settings when_asked wire.__init__ wire.*",
+        "client_agent": "egress endpoints exposure settings",
     },
     1: {  # state, no I/O
-        "whip_core": "authorization candidates certificates channel control_state control_wire"
-        " dial_wire fabric_wire frames outliers parking picker_choice pickers pki plugin_host"
-        " plugin_settings policy policy_file preamble registry sticky",
-        "client_agent": "backoff choice reconcile",
+        "whip_core": "admission authorization candidates certificates channel control_state"
+        " control_wire dial_wire fabric_wire frames outliers parking picker_choice pickers pki"
+        " plugin_host plugin_settings policy policy_file preamble rare_log registry revocation"
+        " sticky",
+        "client_agent": "backoff choice reach reconcile",
     },
     2: {  # async I/O
-        "whip_core": "awaited control_server dial_client dial_socket drain fabric_local fabric_nats"
-        " forward framed heartbeat outbox parked_pool raw relay reverse_listener session sockets"
-        " stream stream_reader tasks tls tls_transport",
-        "client_agent": "berth control_client discovery local parker reverse",
+        "whip_core": "acceptor awaited control_server credentials dial_client dial_socket drain"
+        " fabric_local fabric_nats forward framed heartbeat outbox parked_pool raw relay"
+        " reverse_listener session sockets stream stream_reader tasks tls tls_transport",
+        "client_agent": "berth control_client discovery egress_tunnel local parker reverse",
     },
     3: {  # assembly
-        "whip_core": "__init__ broker broker_options cli commands.__init__ commands.* dial_desk"
-        " dialer dials fabrics metrics neighbours options plugin_sources plugins public"
+        "whip_core": "__init__ audit broker broker_options cli commands.__init__ commands.*"
+        " dial_desk dialer dials fabrics metrics neighbours options plugin_sources plugins public"
         " pytest_plugin remote testing.__init__ testing.*",
         "client_agent": "__init__ agent command plugins session testing worker",
         "whip_addon": "__init__ *",
@@ -60,8 +61,8 @@ GENERATED = "whip_core.wire"
 
 # What both ends of the tunnel need: all that the agent may know of whip_core.
 SHARED_WITH_THE_AGENT = (
-    "certificates channel control control_state control_wire errors framed frames hookspecs"
-    " local_request metrics names options outbox parking plugin_host plugin_settings"
+    "certificates channel control control_state control_wire credentials errors framed frames"
+    " hookspecs local_request metrics names options outbox parking plugin_host plugin_settings"
     " plugin_sources preamble raw relay settings tasks tls tls_transport"
 )
 # These could be lifted out of the project nearly as they are.

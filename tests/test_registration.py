@@ -170,11 +170,19 @@ def test_the_same_instance_replaces_its_old_session_which_does_not_take_it_along
 
 
 def test_another_instance_is_refused_with_who_holds_the_name_while_that_one_answers() -> None:
+    watch = Watch()
+
     async def main() -> None:
-        async with Broker(broker_settings()) as broker, scripted(broker) as holder:
+        async with (
+            Broker(broker_settings(), plugins=[watch]) as broker,
+            scripted(broker) as holder,
+        ):
             mine = await holder.expect(control.Registered)
             async with scripted(broker, registration(instance_id="another")) as second:
                 end = await second.ended()
+                assert [(refusal.what, refusal.reason) for refusal in watch.refused] == [
+                    ("agent", "name-taken")
+                ]
                 assert end.status == "ALREADY_EXISTS"
                 assert "instance1.testdom is held by a live agent at 127.0.0.1 port" in end.details
             assert [view.session_id for view in broker.agents] == [mine.session_id]
@@ -183,15 +191,19 @@ def test_another_instance_is_refused_with_who_holds_the_name_while_that_one_answ
 
 
 def test_another_instance_takes_over_when_the_holder_does_not_answer() -> None:
+    watch = Watch()
+
     async def main() -> None:
         settings = broker_settings(probe_timeout=SOON)
         async with (
-            Broker(settings) as broker,
+            Broker(settings, plugins=[watch]) as broker,
             scripted(broker, answers_pings=False) as holder,
         ):
             await holder.expect(control.Registered)
             async with scripted(broker, registration(instance_id="another")) as second:
                 await second.expect(control.Registered)
+                [(old, new)] = watch.taken_over
+                assert (old.instance_id, new.instance_id) == ("instance1", "another")
                 assert (await holder.ended()).status == "ABORTED"
                 assert [view.instance_id for view in broker.agents] == ["another"]
 

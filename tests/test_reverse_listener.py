@@ -56,7 +56,7 @@ async def listening(
         door.welcome,
         ["127.0.0.1"],
         0,
-        context,
+        (lambda: context) if context else None,
         handshake_timeout=handshake,
         preamble_timeout=preamble,
     ) as listener:

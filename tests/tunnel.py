@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from client_agent import Agent, AgentSettings, Endpoint, parse_exposure
 from client_agent.discovery import Resolvers
 from whip_core import Broker, BrokerSettings, TLSFiles, control, hookimpl
-from whip_core.agents import AgentView, DialFinished, StreamClosed
+from whip_core.agents import AgentView, DialFinished, Refusal, StreamClosed
 from whip_core.names import AgentName
 from whip_core.testing import Authority
 from whip_core.testing.agent import ScriptedAgent
@@ -162,6 +162,8 @@ class Watch:
         self.dials: list[DialFinished] = []
         self.opened: list[DialFinished] = []
         self.closed: list[StreamClosed] = []
+        self.refused: list[Refusal] = []
+        self.taken_over: list[tuple[AgentView, AgentView]] = []
         self.responses: list[tuple[str, int]] = []
         self._news = asyncio.Event()
 
@@ -182,6 +184,16 @@ class Watch:
     @hookimpl
     def whip_agent_left(self, agent: AgentView, reason: str) -> None:
         self.left.append((agent, reason))
+        self._tell()
+
+    @hookimpl
+    def whip_refused(self, refusal: Refusal) -> None:
+        self.refused.append(refusal)
+        self._tell()
+
+    @hookimpl
+    def whip_name_taken_over(self, agent: AgentView, by: AgentView) -> None:
+        self.taken_over.append((agent, by))
         self._tell()
 
     @hookimpl

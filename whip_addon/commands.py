@@ -17,7 +17,7 @@ from whip_addon import settings
 from whip_core import broker_options
 from whip_core.errors import SettingsError
 from whip_core.names import check_port, normalize
-from whip_core.options import Failure, common_options, option, was_given
+from whip_core.options import Failure, allow_many_files, common_options, option, was_given
 from whip_core.settings import is_loopback
 
 ADDON = Path(__file__).with_name("addon.py")
@@ -116,13 +116,13 @@ def _check(chosen: dict[str, Any], host: str) -> None:
     _mitmproxy_tools()
     from whip_addon.door import server_context as door_context
     from whip_addon.lifecycle import broker_of
-    from whip_core.certificates import check_files
+    from whip_core.certificates import Role, check_files
 
     try:
         checked = settings.read(chosen, settings.by_flag)
         broker_of(checked.broker, checked.plugins)
         if checked.broker.tls is not None:
-            check_files(checked.broker.tls)
+            check_files(checked.broker.tls, Role.BROKER)
         door_context(checked.door)
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
@@ -209,4 +209,5 @@ def _run(tool: str, arguments: list[str]) -> None:
     sys.argv = [tool, *arguments]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # its log, which somebody may follow
+    allow_many_files()
     sys.exit(getattr(main, tool)(arguments))

@@ -63,7 +63,7 @@ class Dialer:
         self._callers = callers
         self._broken = broken
         self._reuse = reuse
-        self._dialled: weakref.WeakSet[Server] = weakref.WeakSet()
+        self._dialled: weakref.WeakKeyDictionary[Server, Any] = weakref.WeakKeyDictionary()
 
     async def dial(
         self, host: str, port: int, local_addr: tuple[str, int] | None
@@ -81,6 +81,12 @@ class Dialer:
     def has_dialled(self, server: Server) -> bool:
         """Whether the connection to `server` was opened here."""
         return server in self._dialled
+
+    def agent_leaves(self, server: Server) -> bool:
+        """Whether the connection to `server` is a stream to an agent that is draining."""
+        writer = self._dialled.get(server)
+        dial = writer.get_extra_info("whip") if writer is not None else None
+        return dial is not None and bool(dial.agent_leaves)
 
     async def _open(
         self, host: str, port: int, local_addr: tuple[str, int] | None
@@ -102,7 +108,7 @@ class Dialer:
                 opened: tuple[Any, Any] = await asyncio.open_connection(
                     host, port, local_addr=local_addr
                 )
-                self._mark()
+                self._mark(None)
                 return opened
             hint = ALLOW_HINT if way is Route.ASK else ""
             caller = self._callers.current()
@@ -111,14 +117,14 @@ class Dialer:
             raise DialFailed(Answer.to(error, hint)) from error
         except DialError as error:
             raise DialFailed(Answer.to(error)) from error
-        self._mark()
+        self._mark(opened[1])
         client, server = self._callers.connecting()
         dialled = opened[1].get_extra_info("whip")
         if client is not None and server is not None and dialled is not None:
             self._reuse.opened(client, server, dialled, caller)
         return self._broken.watch(*opened, client=client, server=server)
 
-    def _mark(self) -> None:
+    def _mark(self, writer: asyncio.StreamWriter | None) -> None:
         _, server = self._callers.connecting()
         if server is not None:
-            self._dialled.add(server)
+            self._dialled[server] = writer

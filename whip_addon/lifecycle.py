@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
@@ -34,6 +35,7 @@ from whip_addon.callers import Callers
 from whip_addon.counting import NO_STATUS, Counting, Counts
 from whip_addon.dialing import Dialer, Dials, Rules
 from whip_addon.door import Door
+from whip_addon.draining import Draining, on_signal
 from whip_addon.ending import end_clients
 from whip_addon.forwarded import Forwarded
 from whip_addon.guard import Guard
@@ -64,6 +66,9 @@ class RunningBroker(Dials, Counts, Told, Protocol):
     @property
     def metrics(self) -> Any: ...
     def mitmproxy_addons(self) -> Sequence[tuple[str, object]]: ...
+    def begin_drain(self) -> None: ...
+    def reopen_logs(self) -> None: ...
+    async def drain(self, timeout: float) -> None: ...
     def forwarding(
         self, spec: ForwardSpec, *, wait: float
     ) -> AbstractAsyncContextManager[object]: ...
@@ -119,6 +124,7 @@ class WhipAddon:
         self._broken = BrokenStreams()
         self._reuse = Reuse(lambda: self._broker, callers)
         self._dialer = Dialer(self._ready, self._rules, callers, self._broken, self._reuse)
+        self._draining = Draining(self._dialer.agent_leaves)
         self._door = Door(callers.prove_names)
         self._brought = PluginAddons()
         self.addons: list[object] = [
@@ -132,6 +138,7 @@ class WhipAddon:
             Responses(lambda: self._broker, self._reuse.agent_of),
             Forwarded(self._routes),
             self._broken,
+            self._draining,
             Counting(self._counts),
             self._brought,
         ]
@@ -181,8 +188,33 @@ class WhipAddon:
             self._fail(str(error))
             return None
         _warn_if_open()
+        on_signal(signal.SIGTERM, self._told_to_stop)
+        on_signal(signal.SIGHUP, self._told_to_reopen)
         self._life = self._tasks.spawn(self._live(self._settings, WhipAddon._ending), "whip")
         return _Set(self._started)
+
+    def _told_to_stop(self) -> None:
+        """The first SIGTERM drains, the second ends at once."""
+        if self._broker is None or self._settings is None or self._draining.begun:
+            ctx.master.shutdown()
+            return
+        timeout = self._settings.broker.drain_timeout
+        logger.info("stopping: requests have %g s to finish", timeout)
+        self._broker.begin_drain()
+        self._tasks.spawn(self._drain(self._broker, timeout), "drain")
+
+    def _told_to_reopen(self) -> None:
+        if self._broker is not None:
+            self._broker.reopen_logs()
+
+    async def _drain(self, broker: RunningBroker, timeout: float) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        try:
+            await self._draining.drain(timeout)
+            await broker.drain(max(0.0, deadline - loop.time()))
+        finally:
+            ctx.master.shutdown()
 
     def done(self) -> Awaitable[None] | None:
         if self._is_second:

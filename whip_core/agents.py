@@ -48,6 +48,17 @@ class Registration:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerCertificate:
+    """What there is to know of a peer's certificate after its names."""
+
+    issuer: str
+    """The subject of the CA that issued it."""
+    serial: int
+    expires_at: float
+    """Wall clock, seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
 class Peer:
     """Who a connection comes from: its address, and the names its certificate proves.
 
@@ -56,6 +67,23 @@ class Peer:
 
     address: tuple[str, int]
     certificate_names: tuple[str, ...] | None
+    certificate: PeerCertificate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Who was not let in. `what` is "agent" (a registration) or "connection".
+
+    A dial that is refused is a `DialFinished` with its error.
+    """
+
+    what: str
+    reason: str
+    """Its short name, of a bounded set."""
+    address: tuple[str, int]
+    text: str
+    name: str = ""
+    """What an agent wanted to be registered as."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,15 +14,25 @@ from pathlib import Path
 from types import TracebackType
 
 from whip_core import control, settings
-from whip_core.agents import AgentView, Destination, Registration, RequestFinished
+from whip_core.admission import Admission
+from whip_core.agents import (
+    AgentView,
+    Destination,
+    Peer,
+    Refusal,
+    Registration,
+    RequestFinished,
+)
+from whip_core.audit import AuditLog
 from whip_core.authorization import CertificateCoversName, PolicyRules
 from whip_core.awaited import Awaited
 from whip_core.caller import Caller
-from whip_core.certificates import check_files, expires_at
+from whip_core.certificates import Role
 from whip_core.control_server import ControlServer, ControlStream
+from whip_core.credentials import Credentials
 from whip_core.dial_address import DialAddress
 from whip_core.dial_desk import DialDesk
-from whip_core.dial_socket import Admission, DialSocket
+from whip_core.dial_socket import Diallers, DialSocket
 from whip_core.dialer import Dialer
 from whip_core.dials import Dials
 from whip_core.errors import RegistrationError, RemoteProtocolError, SettingsError
@@ -37,11 +47,12 @@ from whip_core.plugins import Plugins
 from whip_core.policy import Policy
 from whip_core.policy_file import parse_policy
 from whip_core.preamble import OldPreamble
+from whip_core.rare_log import RareLog
 from whip_core.registry import Contested, Joined, Registry
 from whip_core.reverse_listener import Arrival, ReverseListener
 from whip_core.session import Session
 from whip_core.stream import Stream
-from whip_core.tls import grpc_server_credentials, server_context
+from whip_core.tasks import TaskSet
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +81,7 @@ class Broker(Dials):
         plugins: Sequence[object] = (),
         plugin_settings: PluginSettings | None = None,
     ) -> None:
+        super().__init__()
         self.settings = settings
         self.broker_id = secrets.token_hex(8)
         self.metrics = BrokerMetrics()
@@ -78,8 +90,13 @@ class Broker(Dials):
             rules.append(PolicyRules(_read_policy(settings.policy)))
         self._outliers = OutlierEjection(self._eject) if settings.outlier_ejection else None
         self._desk = DialDesk(
-            lambda: self._dialer, lambda: self.agents, self._view, self._known_domains
+            lambda: self._dialer,
+            lambda: self.agents,
+            self._view,
+            self._known_domains,
+            self._stopping,
         )
+        self._audit_log = AuditLog(settings.audit_log) if settings.audit_log else None
         self.plugins = Plugins(
             [
                 make_picker(settings.picker),
@@ -88,6 +105,7 @@ class Broker(Dials):
                 ShippedFabrics(),
                 *([self._desk] if settings.dial_listen else []),
                 self.metrics,
+                *([self._audit_log] if self._audit_log else []),
                 *plugins,
             ],
             plugin_settings,
@@ -95,10 +113,14 @@ class Broker(Dials):
         self._domains = tuple(normalize(domain) for domain in settings.domains)
         self._registry: Registry[Session] = Registry()
         self._awaited: Awaited[Session] = Awaited()
+        self._refusals = RareLog(logger)
         self._sessions_by_id: dict[str, Session] = {}
-        self._dialer = Dialer(self._registry, self.plugins, settings.dial_timeout)
+        self._admission = Admission(settings.limits)
+        self._dialer = Dialer(self._registry, self.plugins, settings.dial_timeout, self._admission)
         self._dial_socket: DialSocket | None = None
         self._neighbours: Neighbours | None = None
+        self._credentials: Credentials | None = None
+        self._tasks = TaskSet()
         self._stack = contextlib.AsyncExitStack()
         self.metrics.watch_parked(self._parked_by_domain)
         self.metrics.watch_ejected(self._ejected_by_domain)
@@ -107,18 +129,22 @@ class Broker(Dials):
         self.plugins.start(self.metrics.registry)
         files = self.settings.tls
         if files is not None:
-            for warning in check_files(files):
-                logger.warning(warning)
-            self.metrics.certificate_expires(expires_at(files.cert.read_bytes()))
+            self._credentials = Credentials(files, Role.BROKER, self.metrics.certificate_expires)
+        credentials = self._credentials
         async with contextlib.AsyncExitStack() as stack:
+            if self._audit_log is not None:
+                self._audit_log.start()
+                stack.callback(self._audit_log.close)
             self._reverse = await stack.enter_async_context(
                 ReverseListener(
                     self._welcome,
                     self.settings.listen_hosts,
                     self.settings.tcp_listen_port,
-                    server_context(files) if files else None,
+                    credentials.server_context if credentials else None,
                     handshake_timeout=self.settings.handshake_timeout,
                     preamble_timeout=self.settings.preamble_timeout,
+                    limits=self.settings.limits,
+                    on_refused=self._connection_refused,
                 )
             )
             self._control = await stack.enter_async_context(
@@ -126,7 +152,9 @@ class Broker(Dials):
                     self,
                     self.settings.listen_hosts,
                     self.settings.grpc_listen_port,
-                    grpc_server_credentials(files) if files else None,
+                    credentials.grpc_server() if credentials else None,
+                    register_timeout=self.settings.handshake_timeout,
+                    limits=self.settings.limits,
                 )
             )
             if self.settings.fabric is not None:
@@ -136,6 +164,8 @@ class Broker(Dials):
             if self.settings.dial_listen:
                 self._dial_socket = await stack.enter_async_context(self._make_dial_socket())
             self._stack = stack.pop_all()
+        if credentials is not None:
+            self._tasks.spawn(credentials.watch(self._end_unbelieved), "watch TLS files")
         self._dialer.closed = False
         logger.info(
             "broker %s: agents register at port %d and connect back to %s:%d%s",
@@ -159,21 +189,31 @@ class Broker(Dials):
         for session in self._registry:
             self._end(session, RegistrationError("the broker is shutting down", code="closing"))
         self._dialer.cut()
+        await self._tasks.cancel_all()
         await self._stack.aclose()
 
-    async def drain(self, timeout: float) -> None:
-        """Take no new dials, send the agents to other brokers, and let the streams finish.
+    def reopen_logs(self) -> None:
+        """Write the audit log to a new file of its name, as the old one was moved away."""
+        if self._audit_log is not None:
+            self._audit_log.reopen()
 
-        Returns when they have, or after `timeout` seconds; what then still runs is cut when
-        the broker is closed.
+    def begin_drain(self) -> None:
+        """Take no more agents or forwarded connections, and say so to the agents there are.
+
+        Dials go on, for those who have still something to finish.
         """
-        self._dialer.closed = True
-        self._dialer.agents_changed()
+        if self._stopping.is_set():
+            return
+        self._stopping.set()
         if self._neighbours is not None:
             self._neighbours.drain()
         for session in self._registry:
             if session.speaks_frames:
                 session.send(control.Draining("the broker is stopping"))
+
+    async def drain(self, timeout: float) -> None:
+        """`begin_drain`, then wait until no stream is open, at most `timeout` seconds."""
+        self.begin_drain()
         try:
             async with asyncio.timeout(timeout):
                 await self._dialer.wait_quiet()
@@ -218,8 +258,8 @@ class Broker(Dials):
         return DialSocket(
             self._desk,
             settings.dial_listen,
-            server_context(settings.tls) if settings.tls else None,
-            Admission(settings.dial_allow, settings.dial_trust),
+            self._credentials.server_context if self._credentials else None,
+            Diallers(settings.dial_allow, settings.dial_trust),
             handshake_timeout=settings.handshake_timeout,
         )
 
@@ -290,6 +330,8 @@ class Broker(Dials):
 
     async def register(self, stream: ControlStream, message: control.Register) -> Session:
         registration = _checked(message)
+        if self._stopping.is_set():
+            raise RegistrationError("the broker is stopping", code="closing")
         if self.broker_id in message.held_brokers:
             held = self._registry.get(registration.name.full)
             if held is not None and held.instance_id == registration.instance_id:
@@ -297,10 +339,13 @@ class Broker(Dials):
                 raise RegistrationError(
                     "you are registered here by another address", code="already-registered"
                 )
+        if (problem := self._certificate_problem(stream.peer)) is not None:
+            raise RegistrationError(f"{registration.name} refused: {problem}", code="certificate")
         veto = await self.plugins.veto_of_agent(registration, stream.peer)
         if veto is not None:
-            logger.warning("refused agent %s: %s", registration.name, veto)
             raise RegistrationError(f"{registration.name} refused: {veto}", code="not-authorized")
+        if self._registry.get(registration.name.full) is None:
+            self._admission.check_agent(stream.peer)
         session = Session(stream, registration, self._reverse_address, self._awaited)
         joined = await self._enter(session)
         if joined.replaced is not None:
@@ -322,16 +367,11 @@ class Broker(Dials):
                 raise self._taken(session, outcome)
             if self._registry.get(session.name.full) is holder:
                 logger.warning("agent %s does not answer: its name is taken over", holder.name)
+                self.plugins.name_taken_over(holder.view(), session.view())
                 return self._registry.take_over(session)
 
     def _taken(self, session: Session, contested: Contested[Session]) -> RegistrationError:
         host, port = contested.holder.peer.address
-        logger.warning(
-            "refused agent %s from %s: the name is held by one from %s",
-            session.name,
-            session.peer.address[0],
-            host,
-        )
         return RegistrationError(
             f"the name {session.name} is held by a live agent at {host} port {port}; "
             "choose another --hostname, or stop that agent",
@@ -340,6 +380,7 @@ class Broker(Dials):
 
     def _joined(self, session: Session, message: control.Register) -> None:
         session.control.receive(message)
+        self._admission.agent_joined(session.peer)
         self._sessions_by_id[session.session_id] = session
         if session.speaks_frames:
             host, port = self._reverse_address
@@ -401,6 +442,25 @@ class Broker(Dials):
     def left(self, session: Session, reason: str) -> None:
         self._end(session, None, reason)
 
+    def _certificate_problem(self, peer: Peer) -> str | None:
+        return self._credentials.problem(peer.certificate) if self._credentials else None
+
+    def _end_unbelieved(self) -> None:
+        """End the sessions whose certificate has expired or was revoked meanwhile."""
+        for session in self._registry:
+            if (problem := self._certificate_problem(session.peer)) is not None:
+                logger.warning("the session of agent %s is ended: %s", session.name, problem)
+                self._end(session, RegistrationError(problem, code="certificate"))
+
+    def refused(self, peer: Peer, name: str, why: RegistrationError) -> None:
+        if why.code == "already-registered":
+            return
+        self._refusals.warning("refused agent %s from %s: %s", name, peer.address[0], why)
+        self.plugins.refused(Refusal("agent", why.code, peer.address, str(why), name))
+
+    def _connection_refused(self, address: tuple[str, int], reason: str, text: str) -> None:
+        self.plugins.refused(Refusal("connection", reason, address, text))
+
     def _end(
         self, session: Session, why: RegistrationError | None, reason: str | None = None
     ) -> None:
@@ -411,6 +471,7 @@ class Broker(Dials):
         self._registry.remove(session)
         if self._neighbours is not None:
             self._neighbours.left(session)
+        self._admission.agent_left(session.peer)
         for timer in (session.next_ping, session.readmission):
             if timer is not None:
                 timer.cancel()

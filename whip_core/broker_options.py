@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
+from whip_core import limits
 from whip_core.certificates import dns_pattern
 from whip_core.dial_address import DialAddress
 from whip_core.errors import SettingsError
@@ -25,6 +26,9 @@ from whip_core.picker_choice import PICKERS, make_picker
 from whip_core.plugin_sources import PluginOptions
 from whip_core.settings import (
     DIAL_TIMEOUT,
+    DRAIN_TIMEOUT,
+    HANDSHAKE_TIMEOUT,
+    PREAMBLE_TIMEOUT,
     BrokerSettings,
     FabricSettings,
     RemoteSettings,
@@ -85,6 +89,8 @@ BROKER_OPTIONS: tuple[Option, ...] = (
     setting("--tls-cert-path", OPTIONAL_TEXT, None, "Our certificate (PEM)."),
     setting("--tls-ca-cert-path", OPTIONAL_TEXT, None,
             "The CA that the agents' certificates must be from (PEM)."),
+    setting("--tls-crl-path", OPTIONAL_TEXT, None,
+            "Revocation lists of the CA, one of each if there are several (PEM)."),
     setting("--allow-plaintext", bool, False, "Let --tls=false leave this machine."),
     setting("--domain", TEXTS, [],
             "A domain that always belongs to whip, whether it has an agent or not (repeatable).",
@@ -100,6 +106,29 @@ BROKER_OPTIONS: tuple[Option, ...] = (
             "Leave an agent that keeps failing out of its domain for a while."),
     setting("--policy", OPTIONAL_TEXT, None,
             "A TOML file that says who may reach what; nobody else may (docs/policy.md).", "FILE"),
+    setting("--handshake-timeout", str, f"{HANDSHAKE_TIMEOUT:g}",
+            "Seconds a peer has for its TLS handshake, and an agent to register.", "SECONDS"),
+    setting("--preamble-timeout", str, f"{PREAMBLE_TIMEOUT:g}",
+            "Seconds a reverse connection has to say whose it is.", "SECONDS"),
+    *(setting(f"--max-{name.replace('_', '-')}", int, getattr(limits.Limits(), name), help_)
+      for name, help_ in (
+        ("unauthenticated", "Connections to each port that have not said who they are."),
+        ("agents", "Registered agents."),
+        ("agents_per_identity", "Agents with the same certificate names."),
+        ("streams", "Open streams."),
+        ("streams_per_agent", "Open streams to one agent."),
+        ("pending_dials", "Dials under way."),
+        ("preamble_size", "Octets of a reverse connection's preamble."),
+        ("message_size", "Octets of a control message."),
+    )),
+    setting("--max-dial-rate", str, f"{limits.DIAL_RATE:g}",
+            "Dials a second for one caller; 0: no limit.", "RATE"),
+    setting("--drain-timeout", str, f"{DRAIN_TIMEOUT:g}",
+            "Seconds that streams have to finish after SIGTERM; a second one goes at once.",
+            "SECONDS"),
+    setting("--audit-log", OPTIONAL_TEXT, None,
+            "A file for one JSON line for each registration, refusal and dial; SIGHUP reopens it.",
+            "FILE"),
     setting("--plugin", TEXTS, [], "A module, or a file, with plugin hooks (repeatable).",
             name="plugins"),
     setting("--no-plugin", TEXTS, [], "An installed plugin to leave out (repeatable).", "NAME",
@@ -139,6 +168,7 @@ OF_ALL_COMMANDS = frozenset(
     for name in (
         *("metrics_listen", "allow_plaintext"),
         *("tls", "tls_key_path", "tls_cert_path", "tls_ca_cert_path"),
+        "tls_crl_path",
     )
 )
 """What `whip_core.options.common_options` declares for every long-running command."""
@@ -227,6 +257,11 @@ def read_broker(values: Mapping[str, Any], spell: Callable[[str], str] = by_name
         outlier_ejection=values["whip_outlier_ejection"],
         policy=Path(values["whip_policy"]).expanduser() if values["whip_policy"] else None,
         dial_timeout=read_seconds(values, "whip_dial_timeout", spell, least=0.001),
+        handshake_timeout=read_seconds(values, "whip_handshake_timeout", spell, least=0.001),
+        preamble_timeout=read_seconds(values, "whip_preamble_timeout", spell, least=0.001),
+        drain_timeout=read_seconds(values, "whip_drain_timeout", spell),
+        audit_log=Path(log).expanduser() if (log := values["whip_audit_log"]) else None,
+        limits=_limits(values, spell),
         fabric=_fabric(values, spell),
     )
 
@@ -302,6 +337,7 @@ def read_remote(
         tls=_tls_files(values, spell) if address.path is None else None,
         domains=_domains(values, spell),
         dial_timeout=read_seconds(values, "whip_dial_timeout", spell, least=0.001),
+        drain_timeout=read_seconds(values, "whip_drain_timeout", spell),
     )
 
 
@@ -314,6 +350,19 @@ def read_plugins(values: Mapping[str, Any]) -> PluginOptions:
     )
 
 
+def _limits(values: Mapping[str, Any], spell: Callable[[str], str]) -> limits.Limits:
+    def count(name: str) -> int:
+        option, least = f"whip_max_{name}", limits.LEAST_SIZE if name.endswith("_size") else 0
+        value: int = values[option]
+        if not least <= value <= limits.MOST:
+            raise SettingsError(f"{spell(option)}: {value} is not {least} to {limits.MOST}")
+        return value
+
+    names = [each.name for each in dataclasses.fields(limits.Limits) if each.name != "dial_rate"]
+    rate = read_number(values, "whip_max_dial_rate", spell, 0.0, "a number of dials a second")
+    return limits.Limits(dial_rate=rate, **{name: count(name) for name in names})
+
+
 def _tls_files(values: Mapping[str, Any], spell: Callable[[str], str]) -> TLSFiles | None:
     if not values["whip_tls"]:
         return None
@@ -323,7 +372,8 @@ def _tls_files(values: Mapping[str, Any], spell: Callable[[str], str]) -> TLSFil
             f"TLS is on, so give {', '.join(missing)} (`whip pki --help` makes certificates), "
             f"or set {spell('whip_tls')}=false on loopback"
         )
-    return TLSFiles.of(*(values[name] for name in names))
+    key, cert, ca = (values[name] for name in names)
+    return TLSFiles.of(key, cert, ca, values["whip_tls_crl_path"])
 
 
 def _domains(values: Mapping[str, Any], spell: Callable[[str], str]) -> tuple[str, ...]:
@@ -353,10 +403,16 @@ def _port(values: Mapping[str, Any], name: str, spell: Callable[[str], str]) -> 
 def read_seconds(
     values: Mapping[str, Any], name: str, spell: Callable[[str], str], least: float = 0.0
 ) -> float:
+    return read_number(values, name, spell, least, "a number of seconds")
+
+
+def read_number(
+    values: Mapping[str, Any], name: str, spell: Callable[[str], str], least: float, what: str
+) -> float:
     try:
-        seconds = float(values[name])
+        number = float(values[name])
     except ValueError:
-        seconds = -1.0
-    if not least <= seconds < float("inf"):
-        raise SettingsError(f"{spell(name)}: {values[name]!r} is not a number of seconds")
-    return seconds
+        number = -1.0
+    if not least <= number < float("inf"):
+        raise SettingsError(f"{spell(name)}: {values[name]!r} is not {what}")
+    return number

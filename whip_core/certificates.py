@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from enum import Enum
 from pathlib import Path
 
 from cryptography import x509
@@ -16,8 +18,9 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
 )
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from whip_core.agents import PeerCertificate
 from whip_core.errors import SettingsError
 from whip_core.names import MAX_NAME_LENGTH, normalize
 from whip_core.settings import TLSFiles
@@ -46,6 +49,16 @@ def certificate_names(der: bytes) -> tuple[str, ...]:
 def certificate_names_pem(pem: bytes) -> tuple[str, ...]:
     """`certificate_names` of the first certificate in `pem` (gRPC's auth context has PEM)."""
     return _names(_from_pem(pem))
+
+
+def peer_certificate_pem(pem: bytes) -> PeerCertificate:
+    """What `agents.Peer` keeps of the first certificate in `pem`; raises `ValueError`."""
+    certificate = _from_pem(pem)
+    return PeerCertificate(
+        issuer=sys.intern(certificate.issuer.rfc4514_string()),
+        serial=certificate.serial_number,
+        expires_at=certificate.not_valid_after_utc.timestamp(),
+    )
 
 
 def covers(patterns: Iterable[str], name: str) -> bool:
@@ -116,8 +129,23 @@ def expires_at(der_or_pem: bytes) -> datetime:
     return (_from_der if is_der else _from_pem)(der_or_pem).not_valid_after_utc
 
 
-def check_files(files: TLSFiles) -> list[str]:
+class Role(Enum):
+    """Whose files they are, and what a certificate has to be good for then."""
+
+    BROKER = "broker"
+    AGENT = "agent"
+
+
+_USAGE = {
+    Role.BROKER: (ExtendedKeyUsageOID.SERVER_AUTH, "a client", "pki createandsign server"),
+    Role.AGENT: (ExtendedKeyUsageOID.CLIENT_AUTH, "a server", "pki createandsign client"),
+}
+
+
+def check_files(files: TLSFiles, role: Role | None = None) -> list[str]:
     """See that the three files can be used together, before anything tries to.
+
+    With a `role`, also that the certificate is one for it.
 
     Raises `SettingsError`, one line that names the option and the path and says what to
     do. Gives back one-line warnings for what is unusual, but right in some set-ups.
@@ -135,6 +163,8 @@ def check_files(files: TLSFiles) -> list[str]:
         )
     now = datetime.now(UTC)
     _check_valid_at(now, chain[0], cert_source)
+    if role is not None:
+        _check_role(role, chain[0], cert_source)
     last = max(authority.not_valid_after_utc for authority in authorities)
     if last < now:
         raise SettingsError(
@@ -288,6 +318,23 @@ def _check_valid_at(now: datetime, certificate: x509.Certificate, source: str) -
         raise SettingsError(
             f"{source} is not valid before {begin:%Y-%m-%d %H:%M} UTC: set this machine's "
             "clock, or wait"
+        )
+
+
+def _check_role(role: Role, certificate: x509.Certificate, source: str) -> None:
+    """A certificate that does not say what it is for is for everything."""
+    usage, other, command = _USAGE[role]
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return
+    except _UNREADABLE as error:
+        raise SettingsError(f"{source} has extensions that cannot be read") from error
+    if usage not in found and ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE not in found:
+        article = "an" if role is Role.AGENT else "a"
+        raise SettingsError(
+            f"{source} is the certificate of {other}, but {article} {role.value} needs its own: "
+            f"issue one with `whip {command}`"
         )
 
 

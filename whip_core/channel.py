@@ -1,4 +1,4 @@
-"""gRPC channel options that both ends of a control stream use."""
+"""gRPC channel options of an agent's end of a control stream."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ within the sum. The broker sends none: its own pings (`BrokerSettings.ping_inter
 at half the cost for 10,000 agents."""
 
 CHANNEL_OPTIONS = [
-    ("grpc.max_receive_message_length", MAX_MESSAGE_SIZE),
-    ("grpc.http2.max_pings_without_data", 0),
-]
-AGENT_CHANNEL_OPTIONS = [
-    *CHANNEL_OPTIONS,
     ("grpc.keepalive_time_ms", int(KEEPALIVE_TIME * 1000)),
     ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT * 1000)),
     ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_SIZE),
 ]

@@ -15,8 +15,7 @@ import grpc.aio
 
 from whip_core import control
 from whip_core.agents import Peer
-from whip_core.certificates import certificate_names_pem
-from whip_core.channel import CHANNEL_OPTIONS
+from whip_core.certificates import certificate_names_pem, peer_certificate_pem
 from whip_core.control_wire import (
     METHOD,
     SERVICE,
@@ -24,14 +23,15 @@ from whip_core.control_wire import (
     encode_broker_message,
 )
 from whip_core.errors import RegistrationError, RemoteProtocolError, SettingsError
+from whip_core.limits import Limits
+from whip_core.names import MAX_NAME_LENGTH, printable
 from whip_core.outbox import Outbox
+from whip_core.settings import HANDSHAKE_TIMEOUT
 from whip_core.sockets import bind
 from whip_core.tasks import TaskSet
 
 logger = logging.getLogger(__name__)
 
-REGISTER_TIMEOUT = 10.0
-"""Seconds an agent has, once its control stream is open, to say who it is."""
 REMEDY = "choose another with --whip-grpc-listen-port"
 STOP_GRACE = 1.0
 """Seconds that ended streams have to tell their agents why, when the server stops."""
@@ -43,7 +43,11 @@ _STATUS = {
     "replaced": grpc.StatusCode.ABORTED,
     "unresponsive": grpc.StatusCode.ABORTED,
     "already-registered": grpc.StatusCode.ABORTED,
+    "certificate": grpc.StatusCode.PERMISSION_DENIED,
     "closing": grpc.StatusCode.UNAVAILABLE,
+    "agents": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "agents-per-identity": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "unauthenticated": grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 """The status by which a control stream ends; agents tell by it whether to come back soon."""
 
@@ -60,6 +64,12 @@ class ControlHandler(Protocol):
     def left(self, session: Any, reason: str) -> None:
         """The stream of a registered agent has ended."""
 
+    def refused(self, peer: Peer, name: str, why: RegistrationError) -> None:
+        """A stream is ended by `why` before any agent was registered on it.
+
+        `name` is what it wanted to be registered as, empty if it did not say.
+        """
+
 
 class ControlStream:
     """The broker's end of one agent's control stream."""
@@ -69,7 +79,8 @@ class ControlStream:
         self._ended: asyncio.Future[RegistrationError | None] = (
             asyncio.get_running_loop().create_future()
         )
-        self.peer = Peer(_address(context.peer()), _certificate_names(context))
+        self.claimed = ""
+        self.peer = _peer(context)
 
     def send(self, message: control.BrokerMessage) -> None:
         """Queue a message. Never blocks; an agent that does not read is given up."""
@@ -99,23 +110,33 @@ class ControlServer:
         hosts: Sequence[str],
         port: int,
         credentials: grpc.ServerCredentials | None,
+        *,
+        register_timeout: float = HANDSHAKE_TIMEOUT,
+        limits: Limits | None = None,
     ) -> None:
         self._handler = handler
         self._hosts = hosts
         self._credentials = credentials
+        self._register_timeout = register_timeout
+        self._limits = limits or Limits()
+        self._unregistered = 0
         self._tasks = TaskSet()
         self._streams: set[ControlStream] = set()
         self.port = port
 
     async def __aenter__(self) -> ControlServer:
+        milliseconds = int(self._register_timeout * 1000)
         server = grpc.aio.server(
             options=[
-                *CHANNEL_OPTIONS,
+                ("grpc.max_receive_message_length", self._limits.message_size),
+                *self._connection_limit(),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
                 ("grpc.so_reuseport", 0),
                 # An agent opens one; a peer that opens many keeps what each costs.
                 ("grpc.max_concurrent_streams", 4),
-                ("grpc.server_handshake_timeout_ms", int(REGISTER_TIMEOUT * 1000)),
+                ("grpc.server_handshake_timeout_ms", milliseconds),
+                # One that has opened none by then does not come to register.
+                ("grpc.max_connection_idle_ms", milliseconds),
             ]
         )
         method: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(
@@ -128,6 +149,14 @@ class ControlServer:
         await server.start()
         self._server = server
         return self
+
+    def _connection_limit(self) -> list[tuple[str, int]]:
+        """gRPC counts connections alike, whether they have an agent or have said nothing."""
+        limits = self._limits
+        if not (limits.agents and limits.unauthenticated):
+            return []
+        most = limits.agents + limits.unauthenticated
+        return [("grpc.max_allowed_incoming_connections", most)]
 
     async def __aexit__(self, *exc_info: object) -> None:
         for stream in list(self._streams):
@@ -182,11 +211,7 @@ class ControlServer:
     ) -> None:
         session, reason = None, "its control stream was lost"
         try:
-            async with asyncio.timeout(REGISTER_TIMEOUT):
-                first = await self._next(context)
-            if not isinstance(first, control.Register):
-                raise RemoteProtocolError("the first message has to be a registration")
-            session = await self._handler.register(stream, first)
+            session = await self._register(stream, context)
             while True:
                 message = await self._next(context)
                 if message is None:
@@ -195,12 +220,14 @@ class ControlServer:
                 self._handler.received(session, message)
             stream.end()
         except RegistrationError as error:
+            self._handler.refused(stream.peer, stream.claimed, error)
             stream.end(error)
-        except TimeoutError:
-            stream.end(RegistrationError("no registration came in time", code="invalid"))
         except RemoteProtocolError as error:
             reason = f"protocol error: {error}"
-            stream.end(RegistrationError(str(error), code="invalid"))
+            why = RegistrationError(str(error), code="invalid")
+            if session is None:
+                self._handler.refused(stream.peer, stream.claimed, why)
+            stream.end(why)
         except grpc.RpcError as error:
             logger.debug("control stream of %s: %s", stream.peer.address, error)
             stream.end()
@@ -210,6 +237,25 @@ class ControlServer:
         finally:
             if session is not None:
                 self._handler.left(session, reason)
+
+    async def _register(
+        self, stream: ControlStream, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> Any:
+        most = self._limits.unauthenticated
+        if most and self._unregistered >= most:
+            raise RegistrationError(f"{most} others are yet to register", code="unauthenticated")
+        self._unregistered += 1
+        try:
+            async with asyncio.timeout(self._register_timeout):
+                first = await self._next(context)
+            if not isinstance(first, control.Register):
+                raise RemoteProtocolError("the first message has to be a registration")
+            stream.claimed = printable(f"{first.hostname}.{first.domain}", MAX_NAME_LENGTH)
+            return await self._handler.register(stream, first)
+        except TimeoutError as error:
+            raise RegistrationError("no registration came in time", code="invalid") from error
+        finally:
+            self._unregistered -= 1
 
     async def _next(
         self, context: grpc.aio.ServicerContext[Any, Any]
@@ -230,10 +276,14 @@ def _address(peer: str) -> tuple[str, int]:
     return host.strip("[]"), int(port) if port.isdigit() else 0
 
 
-def _certificate_names(context: grpc.aio.ServicerContext[Any, Any]) -> tuple[str, ...] | None:
+def _peer(context: grpc.aio.ServicerContext[Any, Any]) -> Peer:
+    address = _address(context.peer())
     shown = context.auth_context().get("x509_pem_cert")
+    if not shown:
+        return Peer(address, None)
+    pem = bytes(next(iter(shown)))
     try:
-        return certificate_names_pem(bytes(next(iter(shown)))) if shown else None
+        return Peer(address, certificate_names_pem(pem), peer_certificate_pem(pem))
     except ValueError as error:
         logger.warning("an agent's certificate cannot be read: %s", error)
-        return ()
+        return Peer(address, ())

@@ -9,15 +9,15 @@ from __future__ import annotations
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from whip_core import control
+from whip_core import control, limits
 from whip_core.errors import RemoteProtocolError
 from whip_core.names import printable
 from whip_core.wire import whip_pb2 as pb
 
 METHOD_PATH = "/v1.Whip/Register"
 SERVICE, METHOD = "v1.Whip", "Register"
-MAX_MESSAGE_SIZE = 64 * 1024
-"""Octets of one control message: a thousand ports and labels of any sensible size fit."""
+MAX_MESSAGE_SIZE = limits.MESSAGE_SIZE
+"""Octets of one control message, unless a broker is set otherwise."""
 
 MAX_TEXT_LENGTH = 1024
 """Characters of a peer's reason or host: a sentence, or a name."""

@@ -49,6 +49,8 @@ class DialClient:
         self._tasks = TaskSet()
         self._spare: asyncio.Task[None] | None = None
         self._closed = False
+        self._streams: set[Stream] = set()
+        self._changed = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<DialClient {self.address} connections={len(self._all)} idle={len(self._idle)}>"
@@ -74,8 +76,24 @@ class DialClient:
         except RemoteProtocolError as error:
             stream.abort()
             raise DialError(f"{ask.name}: the broker at {self.address}: {error}") from error
+        if stream.cause is None:
+            self._streams.add(stream)
         stream.describe(peername=served.address, served=served)
         return stream
+
+    @property
+    def busy(self) -> bool:
+        """Whether a stream is open, but for the news."""
+        return bool(self._streams)
+
+    async def wait_changed(self) -> None:
+        """Wait until a stream has ended."""
+        await self._changed.wait()
+
+    def _finished(self, stream: Stream) -> None:
+        self._streams.discard(stream)
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def news(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A stream of the broker's news, as lines. Raises `BrokerClosed`, `NotAuthorized`."""
@@ -104,7 +122,11 @@ class DialClient:
                 connection = await self._connect(about)
             try:
                 return await connection.open(
-                    port, secrets.token_bytes(DIAL_ID_SIZE), extra={}, name=asked
+                    port,
+                    secrets.token_bytes(DIAL_ID_SIZE),
+                    extra={},
+                    on_finished=self._finished,
+                    name=asked,
                 )
             except LocalProtocolError as error:
                 self._park(connection)

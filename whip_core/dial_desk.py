@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from whip_core.agents import AgentView, DialFinished, StreamClosed
 from whip_core.dial_wire import Ask, Served, encode_agent, encode_news
 from whip_core.dialer import Dial, Dialer
+from whip_core.errors import BrokerClosed
 from whip_core.hookspecs import hookimpl
 from whip_core.stream import Stream
 
@@ -28,14 +29,18 @@ class DialDesk:
         agents: Callable[[], Iterable[AgentView]],
         find: Callable[[str], AgentView | None],
         domains: Callable[[], Iterable[str]],
+        stopping: asyncio.Event,
     ) -> None:
         self._dialer = dialer
         self._agents = agents
         self._find = find
         self._domains = domains
+        self._stopping = stopping
         self._listeners: set[_Listener] = set()
 
     async def dial(self, ask: Ask) -> tuple[Stream, Served]:
+        if self._stopping.is_set():
+            raise BrokerClosed(f"{ask.name}:{ask.port}: the broker is shutting down")
         stream = await self._dialer().dial(
             ask.name, ask.port, caller=ask.caller, wait=ask.wait, timeout=ask.timeout
         )

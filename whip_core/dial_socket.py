@@ -4,7 +4,7 @@ Who may: on a unix socket whoever may open it (mode 0600: this user), and their 
 taken for whom they dial for. Over TCP a certificate from our CA is needed, and one of its
 names has to be among those that may dial: an agent's certificate is from the same CA and
 must not reach other agents. Such a program dials as itself; only a proxy that is trusted
-with it may say for whom (`Admission`).
+with it may say for whom (`Diallers`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import contextlib
 import dataclasses
 import logging
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from whip_core import tls_transport
+from whip_core.acceptor import Acceptor
 from whip_core.caller import Caller
 from whip_core.certificates import certificate_names, covers
 from whip_core.dial_address import DialAddress
@@ -42,7 +43,6 @@ from whip_core.tls import peer_certificate
 
 logger = logging.getLogger(__name__)
 
-BACKLOG = 1024
 HELLO_TIMEOUT = 5.0
 """Seconds a program has, once connected, to say hello: as agents have for their preamble."""
 
@@ -58,7 +58,7 @@ class DialHandler(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Admission:
+class Diallers:
     """Names of certificates, or `*.rest`, whose holders may dial over TCP.
 
     `trusted` ones may also say on whose behalf; the others dial as themselves.
@@ -95,8 +95,8 @@ class DialSocket:
         self,
         handler: DialHandler,
         addresses: Sequence[DialAddress],
-        context: ssl.SSLContext | None,
-        admission: Admission,
+        context: Callable[[], ssl.SSLContext] | None,
+        admission: Diallers,
         *,
         handshake_timeout: float,
     ) -> None:
@@ -105,7 +105,7 @@ class DialSocket:
         self._context = context
         self._admission = admission
         self._handshake_timeout = handshake_timeout
-        self._servers: list[asyncio.Server] = []
+        self._acceptors: list[Acceptor] = []
         self._tasks = TaskSet()
         self._connections: set[_Greeting | _Dialler] = set()
         self.bound: list[DialAddress] = []
@@ -124,8 +124,8 @@ class DialSocket:
 
     async def close(self) -> None:
         """Take no more programs and dials, and drop those that are connected."""
-        for server in self._servers:
-            server.close()
+        for acceptor in self._acceptors:
+            acceptor.close()
         for connection in tuple(self._connections):
             connection.drop()
         await self._tasks.cancel_all()
@@ -135,14 +135,9 @@ class DialSocket:
         self.bound.clear()
 
     async def _listen(self, address: DialAddress) -> None:
-        loop = asyncio.get_running_loop()
         if address.path is not None:
             sock = bind_unix(address.path, "choose another --dial-listen")
-            self._servers.append(
-                await loop.create_unix_server(
-                    lambda: _Greeting(self, None), sock=sock, backlog=BACKLOG
-                )
-            )
+            self._acceptors.append(Acceptor(sock, lambda: _Greeting(self, None)))
             self.bound.append(address)
             return
         if self._context is None:
@@ -154,17 +149,17 @@ class DialSocket:
             )
         sockets = bind([address.host], address.port, "choose another --dial-listen")
         for sock in sockets:
-            self._servers.append(
-                await tls_transport.serve(
-                    lambda: _Greeting(self, self._admission),
-                    sock,
-                    self._context,
-                    handshake_timeout=self._handshake_timeout,
-                    on_failure=self._no_handshake,
-                    backlog=BACKLOG,
-                )
-            )
+            self._acceptors.append(Acceptor(sock, self._over_tls))
         self.bound.append(dataclasses.replace(address, port=sockets[0].getsockname()[1]))
+
+    def _over_tls(self) -> asyncio.BaseProtocol:
+        assert self._context is not None
+        return tls_transport.Accepting(
+            _Greeting(self, self._admission),
+            self._context(),
+            handshake_timeout=self._handshake_timeout,
+            on_failure=self._no_handshake,
+        )
 
     def _no_handshake(self, address: tuple[str, int], error: Exception) -> None:
         logger.warning("dial socket: no TLS handshake with %s port %d: %s", *address, error)
@@ -173,7 +168,7 @@ class DialSocket:
 class _Greeting(asyncio.Protocol):
     """A connection from its handshake to its hello. `admission` is None on a unix socket."""
 
-    def __init__(self, owner: DialSocket, admission: Admission | None) -> None:
+    def __init__(self, owner: DialSocket, admission: Diallers | None) -> None:
         self._owner = owner
         self._admission = admission
         self._reader = HelloReader()
@@ -242,7 +237,7 @@ class _Dialler:
     def __init__(
         self,
         owner: DialSocket,
-        admission: Admission | None,
+        admission: Diallers | None,
         names: tuple[str, ...],
         address: tuple[str, int],
     ) -> None:

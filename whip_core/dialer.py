@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from whip_core.admission import Admission
 from whip_core.agents import AgentView, Destination, DialFinished, FailedAttempt, StreamClosed
 from whip_core.caller import Caller
 from whip_core.candidates import Candidate, Candidates
@@ -23,6 +24,7 @@ from whip_core.errors import (
     UnknownName,
 )
 from whip_core.frames import DIAL_ID_SIZE
+from whip_core.limits import Limits
 from whip_core.names import Target
 from whip_core.plugins import Plugins
 from whip_core.registry import Registry
@@ -73,6 +75,11 @@ class Dial:
         assert self.candidate is not None
         return self.candidate.session.view()
 
+    @property
+    def agent_leaves(self) -> bool:
+        """Whether its agent takes no more dials, and waits for its streams to end."""
+        return self.candidate is not None and self.candidate.session.draining
+
     def finished(self, error: DialError | None) -> DialFinished:
         return DialFinished(
             dial_id=self.dial_id.hex(),
@@ -101,14 +108,22 @@ class Elsewhere(Protocol):
 class Dialer:
     """Opens streams to registered agents, and to those that are found `elsewhere`."""
 
-    def __init__(self, registry: Registry[Session], plugins: Plugins, timeout: float) -> None:
+    def __init__(
+        self,
+        registry: Registry[Session],
+        plugins: Plugins,
+        timeout: float,
+        admission: Admission | None = None,
+    ) -> None:
         self.elsewhere: Elsewhere | None = None
+        self._admission = admission or Admission(Limits())
         self._registry = registry
         self._plugins = plugins
         self._timeout = timeout
         self._changed = asyncio.Event()
         self._streams: set[Stream] = set()
-        self._stream_ended = asyncio.Event()
+        self._opening = 0
+        self._quiet = asyncio.Event()
         self.closed = True
         """Whether the broker is not open (yet, or any more)."""
 
@@ -120,7 +135,8 @@ class Dialer:
     async def wait_quiet(self) -> None:
         """Wait until no stream is open."""
         while self._streams:
-            await self._stream_ended.wait()
+            self._quiet.clear()
+            await self._quiet.wait()
 
     def cut(self) -> None:
         """Break every stream that is open: who reads one is told that it is incomplete."""
@@ -143,7 +159,8 @@ class Dialer:
             raise UnknownName(str(error)) from error
         dial = Dial(secrets.token_bytes(DIAL_ID_SIZE), target, caller, started)
         try:
-            stream = await self._dial(dial, wait, self._timeout if timeout is None else timeout)
+            with self._admission.dial(target, caller):
+                stream = await self._dial(dial, wait, self._timeout if timeout is None else timeout)
         except DialError as error:
             logger.info("%s failed: %s", dial, error)
             self._plugins.dial_finished(dial.finished(error))
@@ -287,13 +304,21 @@ class Dialer:
     async def _open(self, dial: Dial, candidate: Candidate[Session], timeout: float) -> Stream:
         session = candidate.session
         started = time.monotonic()
+        self._admission.check_stream(
+            dial.target,
+            open_to_agent=session.streams,
+            open_in_all=len(self._streams) + self._opening,
+        )
         # From here on, or many dials at the same time would all see it idle and pick it.
         session.streams += 1
+        self._opening += 1
         try:
             stream = await self._ask(dial, candidate, timeout)
         except BaseException:
             session.streams -= 1
             raise
+        finally:
+            self._opening -= 1
         dial.open_seconds = time.monotonic() - started
         self._streams.add(stream)
         self._plugins.stream_opened(dial.finished(None))
@@ -325,8 +350,8 @@ class Dialer:
         session = candidate.session
         session.streams -= 1
         self._streams.discard(stream)
-        self._stream_ended.set()
-        self._stream_ended = asyncio.Event()
+        if not self._streams:
+            self._quiet.set()
         assert stream.cause is not None
         seconds = time.monotonic() - dial.started
         logger.info(

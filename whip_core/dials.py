@@ -22,7 +22,13 @@ ProtocolT = TypeVar("ProtocolT", bound=asyncio.BaseProtocol)
 
 
 class Dials(abc.ABC):
-    """Opens streams to services by name, in the forms that asyncio's users know."""
+    """Opens streams to services by name, in the forms that asyncio's users know.
+
+    Once `_stopping` is set, forwards take no more connections.
+    """
+
+    def __init__(self) -> None:
+        self._stopping = asyncio.Event()
 
     @abc.abstractmethod
     async def _dial(
@@ -93,4 +99,4 @@ class Dials(abc.ABC):
         async def dial(target: Target, caller: Caller) -> Stream:
             return await self._dial(target.name, target.port, caller, wait, None)
 
-        return forwarding(spec, dial)
+        return forwarding(spec, dial, self._stopping)

@@ -83,6 +83,17 @@ class PluginError(DialError):
     reason = "plugin"
 
 
+class Busy(DialError, ConnectionRefusedError):
+    """A limit of the broker is reached (`limits`); `reason` is which."""
+
+    reason = "busy"
+    http_status = 503
+
+    def __init__(self, message: str, *, reason: str = reason) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class BrokerClosed(DialError, ConnectionAbortedError):
     """The broker is shutting down, or was never started."""
 

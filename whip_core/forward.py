@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,8 +66,12 @@ class ForwardSpec:
 
 
 @contextlib.asynccontextmanager
-async def forwarding(spec: ForwardSpec, dial: Dial) -> AsyncIterator[tuple[str, int] | Path]:
+async def forwarding(
+    spec: ForwardSpec, dial: Dial, stopping: asyncio.Event | None = None
+) -> AsyncIterator[tuple[str, int] | Path]:
     """Listen while the block runs; gives the address, `(host, port)` or the socket's path.
+
+    Once `stopping` is set no more connections are taken, and those that run go on.
 
     Each connection is dialled for by itself; one whose dial fails is reset, and a log line
     says why. At the end no more are taken and those that run are cut. Raises
@@ -87,14 +91,24 @@ async def forwarding(spec: ForwardSpec, dial: Dial) -> AsyncIterator[tuple[str, 
         address = host, port
         spec = dataclasses.replace(spec, port=port)
     logger.info("forwarding %s", spec)
+    tasks = TaskSet()
+    if stopping is not None:
+        tasks.spawn(_close_when(stopping, servers), f"stop forwarding {spec}")
     try:
         yield address
     finally:
+        await tasks.cancel_all()
         for server in servers:
             server.close()
         await listener.close()
         if spec.path is not None:
             spec.path.unlink(missing_ok=True)
+
+
+async def _close_when(stopping: asyncio.Event, servers: Sequence[asyncio.AbstractServer]) -> None:
+    await stopping.wait()
+    for server in servers:
+        server.close()
 
 
 class _Listener:

@@ -26,6 +26,7 @@ from whip_core.agents import (
     AgentView,
     DialFinished,
     Peer,
+    Refusal,
     Registration,
     RequestFinished,
     StreamClosed,
@@ -138,6 +139,19 @@ def whip_agent_joined(agent: AgentView) -> None:
 @hookspec
 def whip_agent_left(agent: AgentView, reason: str) -> None:
     """An agent's session has ended. `agent` is as it was at that moment."""
+
+
+@hookspec
+def whip_name_taken_over(agent: AgentView, by: AgentView) -> None:
+    """`by` has the name of `agent`, which did not answer a probe. Synchronous; logged."""
+
+
+@hookspec
+def whip_refused(refusal: Refusal) -> None:
+    """A registration or a connection was refused. Synchronous; an exception is logged.
+
+    Strangers can cause as many of these as they like: bound what you keep of them.
+    """
 
 
 @hookspec

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from whip_core.agents import AgentView, DialFinished, RequestFinished, StreamClosed
+from whip_core.agents import AgentView, DialFinished, Refusal, RequestFinished, StreamClosed
 from whip_core.errors import SettingsError
 from whip_core.hookspecs import hookimpl
 
@@ -77,6 +77,12 @@ class BrokerMetrics:
         )
         self._failures = Counter(
             "whip_server_dial_failures", "Dials that failed", ["reason"], registry=registry
+        )
+        self._refusals = Counter(
+            "whip_server_refusals",
+            "Registrations and connections that were refused",
+            ["what", "reason"],
+            registry=registry,
         )
         self._bytes = Counter(
             "whip_server_stream_bytes",
@@ -138,6 +144,10 @@ class BrokerMetrics:
     @hookimpl
     def whip_agent_left(self, agent: AgentView) -> None:
         self._of(self._registrations, agent.name.domain).dec()
+
+    @hookimpl
+    def whip_refused(self, refusal: Refusal) -> None:
+        self._of(self._refusals, refusal.what, refusal.reason).inc()
 
     @hookimpl
     def whip_round_trip(self, agent: AgentView, seconds: float) -> None:

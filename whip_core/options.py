@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import resource
 import sys
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -72,6 +73,11 @@ def common_options(metrics_listen: str) -> Callable[[Command], Command]:
                     help="The CA that the other end's certificate must be from (PEM).",
                 ),
                 option(
+                    "--tls-crl-path",
+                    type=click.Path(),
+                    help="Revocation lists of the CA, one of each if there are several (PEM).",
+                ),
+                option(
                     "--allow-plaintext",
                     type=bool,
                     default=False,
@@ -85,7 +91,9 @@ def common_options(metrics_listen: str) -> Callable[[Command], Command]:
     return decorate
 
 
-def tls_files(tls: bool, key: str | None, cert: str | None, ca: str | None) -> TLSFiles | None:
+def tls_files(
+    tls: bool, key: str | None, cert: str | None, ca: str | None, crl: str | None = None
+) -> TLSFiles | None:
     """The three TLS options as one value; raises `click.UsageError` if one is missing."""
     if not tls:
         return None
@@ -103,7 +111,7 @@ def tls_files(tls: bool, key: str | None, cert: str | None, ca: str | None) -> T
             f"TLS is on, so give {', '.join(missing)} "
             "(`whip pki --help` makes certificates), or say --tls=false on loopback"
         )
-    return TLSFiles.of(Path(key), Path(cert), Path(ca))
+    return TLSFiles.of(key, cert, ca, crl)
 
 
 def set_up_logging(level: str) -> None:
@@ -124,6 +132,7 @@ def was_given(name: str) -> bool:
 
 def run(main: Coroutine[Any, Any, None], log_level: str) -> None:
     """Run a command's coroutine to its end; a failure is one line and exit status 1."""
+    allow_many_files()
     try:
         with asyncio.Runner(loop_factory=_new_loop) as runner:
             runner.run(main)
@@ -133,6 +142,13 @@ def run(main: Coroutine[Any, Any, None], log_level: str) -> None:
         if log_level == "debug":
             raise
         raise Failure(str(error)) from error
+
+
+def allow_many_files() -> None:
+    """Have the most open files that we may: a stream takes two, and 1024 is a usual limit."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # some systems promise more than they give
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

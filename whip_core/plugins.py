@@ -9,6 +9,7 @@ from whip_core.agents import (
     AgentView,
     DialFinished,
     Peer,
+    Refusal,
     Registration,
     RequestFinished,
     StreamClosed,
@@ -167,6 +168,12 @@ class Plugins:
 
     def agent_left(self, agent: AgentView, reason: str) -> None:
         self._host.notify("whip_agent_left", agent, reason)
+
+    def name_taken_over(self, agent: AgentView, by: AgentView) -> None:
+        self._host.notify("whip_name_taken_over", agent, by)
+
+    def refused(self, refusal: Refusal) -> None:
+        self._host.notify("whip_refused", refusal)
 
     def round_trip(self, agent: AgentView, seconds: float) -> None:
         self._host.notify("whip_round_trip", agent, seconds)

@@ -17,10 +17,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from whip_core import limits
 from whip_core.errors import RemoteProtocolError
 
-MAX_PREAMBLE_SIZE = 4096
-"""Octets; ours needs about 200, the old one about 60."""
+MAX_PREAMBLE_SIZE = limits.PREAMBLE_SIZE
+"""Octets, unless a broker is set otherwise; ours needs about 200, the old one about 60."""
 FRAME_TYPE = 0x01
 HEADER_SIZE = 4
 
@@ -61,7 +62,8 @@ def encode(preamble: Preamble | OldPreamble) -> bytes:
 class PreambleReader:
     """Feed it bytes until it gives a preamble; what follows that is in `rest`."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_size: int = MAX_PREAMBLE_SIZE) -> None:
+        self._max_size = max_size
         self._buffer = bytearray()
         self._scanned = 0
         self._depth = 0
@@ -93,8 +95,8 @@ class PreambleReader:
         if len(self._buffer) < HEADER_SIZE:
             return None
         size = int.from_bytes(self._buffer[1:HEADER_SIZE], "big")
-        if size > MAX_PREAMBLE_SIZE:
-            raise RemoteProtocolError(f"a preamble of {size} bytes (at most {MAX_PREAMBLE_SIZE})")
+        if size > self._max_size:
+            raise RemoteProtocolError(f"a preamble of {size} bytes (at most {self._max_size})")
         if len(self._buffer) < HEADER_SIZE + size:
             return None
         body = _json_object(self._take(HEADER_SIZE + size)[HEADER_SIZE:])
@@ -107,8 +109,8 @@ class PreambleReader:
     def _old(self) -> OldPreamble | None:
         end = self._closing_brace()
         if end is None:
-            if len(self._buffer) > MAX_PREAMBLE_SIZE:
-                raise RemoteProtocolError(f"a preamble of over {MAX_PREAMBLE_SIZE} bytes")
+            if len(self._buffer) > self._max_size:
+                raise RemoteProtocolError(f"a preamble of over {self._max_size} bytes")
             return None
         body = _json_object(self._take(end))
         # The existing agents' JSON decoder does not mind the case of a key.
@@ -117,7 +119,7 @@ class PreambleReader:
 
     def _closing_brace(self) -> int | None:
         """The offset behind the brace that closes the object, once it has come."""
-        for offset in range(self._scanned, min(len(self._buffer), MAX_PREAMBLE_SIZE)):
+        for offset in range(self._scanned, min(len(self._buffer), self._max_size)):
             byte = self._buffer[offset]
             if self._in_string:
                 if self._escaped:
@@ -134,7 +136,7 @@ class PreambleReader:
                 self._depth -= 1
                 if self._depth == 0:
                     return offset + 1
-        self._scanned = min(len(self._buffer), MAX_PREAMBLE_SIZE)
+        self._scanned = min(len(self._buffer), self._max_size)
         return None
 
     def _take(self, size: int) -> bytes:

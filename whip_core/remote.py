@@ -39,6 +39,7 @@ class RemoteBroker(Dials):
     """
 
     def __init__(self, settings: RemoteSettings) -> None:
+        super().__init__()
         self.settings = settings
         self.metrics = BrokerMetrics()
         """What the process in front counts; the broker counts dials and streams itself."""
@@ -122,6 +123,23 @@ class RemoteBroker(Dials):
     def request_finished(self, request: RequestFinished) -> None:
         """Counted here."""
         self.metrics.whip_request_finished(request)
+
+    def reopen_logs(self) -> None:
+        """There are none here."""
+
+    def begin_drain(self) -> None:
+        """Take no more forwarded connections. The broker and its agents go on."""
+        self._stopping.set()
+
+    async def drain(self, timeout: float) -> None:
+        """`begin_drain`, then wait until no stream is open, at most `timeout` seconds."""
+        self.begin_drain()
+        try:
+            async with asyncio.timeout(timeout):
+                while self._client is not None and self._client.busy:
+                    await self._client.wait_changed()
+        except TimeoutError:
+            logger.warning("some streams did not finish within %g s and are cut", timeout)
 
     def response_seen(self, agent: AgentView, status: int) -> None:
         """Not told of to the other broker."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from whip_core.dial_address import DialAddress
 from whip_core.errors import SettingsError
+from whip_core.limits import Limits
 
 DIAL_TIMEOUT = 10.0
 """Seconds a whole dial may take, the waiting for an agent to appear not counted."""
+DRAIN_TIMEOUT = 30.0
+"""Seconds that streams have to finish when an agent or a broker is told to stop."""
 PING_INTERVAL = 20.0
 """Seconds between two round-trip measurements of one agent."""
 PING_TIMEOUT = 15.0
@@ -19,22 +22,33 @@ dead path is noticed within two intervals."""
 PROBE_TIMEOUT = 2.0
 """Seconds the holder of a name has to answer when another agent claims it."""
 HANDSHAKE_TIMEOUT = 10.0
-"""Seconds a peer on the reverse port has for its TLS handshake."""
+"""Seconds a peer on either port has for its TLS handshake, and an agent to register."""
 PREAMBLE_TIMEOUT = 5.0
 """Seconds a peer on the reverse port has, once connected, to say who it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class TLSFiles:
-    """Paths of PEM files: our key, our certificate chain, the CA that peers must be from."""
+    """Paths of PEM files: our key, our certificate chain, the CA that peers must be from.
+
+    `crl`, if given, holds a revocation list of each CA.
+    """
 
     key: Path
     cert: Path
     ca: Path
+    crl: Path | None = None
 
     @classmethod
-    def of(cls, key: str | Path, cert: str | Path, ca: str | Path) -> TLSFiles:
-        return cls(Path(key).expanduser(), Path(cert).expanduser(), Path(ca).expanduser())
+    def of(
+        cls, key: str | Path, cert: str | Path, ca: str | Path, crl: str | Path | None = None
+    ) -> TLSFiles:
+        return cls(
+            Path(key).expanduser(),
+            Path(cert).expanduser(),
+            Path(ca).expanduser(),
+            Path(crl).expanduser() if crl else None,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +105,9 @@ class BrokerSettings:
     dial_allow: tuple[str, ...] = ()
     dial_trust: tuple[str, ...] = ()
     fabric: FabricSettings | None = None
+    drain_timeout: float = DRAIN_TIMEOUT
+    audit_log: Path | None = None
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         if self.tls is None and self.listen_host is not None:
@@ -115,6 +132,7 @@ class RemoteSettings:
     tls: TLSFiles | None = None
     domains: tuple[str, ...] = ()
     dial_timeout: float = DIAL_TIMEOUT
+    drain_timeout: float = DRAIN_TIMEOUT
 
 
 def is_loopback(host: str) -> bool:

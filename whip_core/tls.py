@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -40,6 +41,9 @@ def _context(protocol: int, files: TLSFiles) -> ssl.SSLContext:
     try:
         context.load_cert_chain(files.cert, files.key)
         context.load_verify_locations(files.ca)
+        if files.crl is not None:
+            context.load_verify_locations(files.crl)
+            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     except (OSError, ssl.SSLError) as error:
         raise SettingsError(
             f"cannot use the TLS files {files.cert}, {files.key}, {files.ca}: {error}"
@@ -48,18 +52,32 @@ def _context(protocol: int, files: TLSFiles) -> ssl.SSLContext:
 
 
 def grpc_server_credentials(files: TLSFiles) -> grpc.ServerCredentials:
-    return grpc.ssl_server_credentials(
-        [(_read(files.key), _read(files.cert))],
-        root_certificates=_read(files.ca),
-        require_client_auth=True,
+    configuration = grpc_server_configuration(_read(files.ca), _read(files.key), _read(files.cert))
+    return grpc_reloading_server_credentials(lambda: configuration)
+
+
+def grpc_reloading_server_credentials(
+    configuration: Callable[[], grpc.ServerCertificateConfiguration],
+) -> grpc.ServerCredentials:
+    """For each handshake `configuration` is asked anew, from a thread of gRPC's."""
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(), configuration, require_client_authentication=True
     )
 
 
+def grpc_server_configuration(
+    ca: bytes, key: bytes, cert: bytes
+) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(key, cert)], root_certificates=ca)
+
+
 def grpc_channel_credentials(files: TLSFiles) -> grpc.ChannelCredentials:
+    return grpc_channel_credentials_of(_read(files.ca), _read(files.key), _read(files.cert))
+
+
+def grpc_channel_credentials_of(ca: bytes, key: bytes, cert: bytes) -> grpc.ChannelCredentials:
     return grpc.ssl_channel_credentials(
-        root_certificates=_read(files.ca),
-        private_key=_read(files.key),
-        certificate_chain=_read(files.cert),
+        root_certificates=ca, private_key=key, certificate_chain=cert
     )
 
 

@@ -137,6 +137,11 @@ class _Wire(asyncio.BufferedProtocol):
         self._deadline = loop.call_later(self._handshake_timeout, self._too_late)
         self._shake_hands()
 
+    @property
+    def plain(self) -> asyncio.Transport | None:
+        """What it runs on; None as long as it is not connected."""
+        return getattr(self, "transport", None)
+
     def get_buffer(self, sizehint: int) -> bytearray:
         return _received
 
@@ -322,37 +327,32 @@ class _Wire(asyncio.BufferedProtocol):
             self._drain = None
 
 
-async def serve(
-    factory: Callable[[], asyncio.Protocol],
-    sock: socket.socket,
-    context: ssl.SSLContext,
-    *,
-    handshake_timeout: float,
-    on_failure: Callable[[tuple[str, int], Exception], None],
-    backlog: int = 100,
-) -> asyncio.Server:
-    """A server on the bound `sock` that puts TLS under `factory`'s protocols.
+class Accepting(_Wire):
+    """TLS under `protocol` for a connection that was accepted: the protocol of its socket.
 
-    `on_failure` is told of peers (host, port) whose handshake failed, and why.
+    `on_failure` is told of the peer (host, port) if its handshake fails, and why.
     """
 
-    def accept() -> asyncio.BaseProtocol:
+    def __init__(
+        self,
+        protocol: asyncio.Protocol,
+        context: ssl.SSLContext,
+        *,
+        handshake_timeout: float,
+        on_failure: Callable[[tuple[str, int], Exception], None],
+    ) -> None:
         def ended(error: Exception | None) -> None:
             if error is not None:
-                on_failure(peer_address(wire.transport), error)
+                on_failure(peer_address(self.transport), error)
 
-        wire = _Wire(
-            factory(),
+        super().__init__(
+            protocol,
             context,
             server_side=True,
             server_hostname=None,
             handshake_timeout=handshake_timeout,
             on_handshake=ended,
         )
-        return wire
-
-    loop = asyncio.get_running_loop()
-    return await loop.create_server(accept, sock=sock, backlog=backlog)
 
 
 async def connect(
@@ -362,8 +362,11 @@ async def connect(
     context: ssl.SSLContext,
     *,
     handshake_timeout: float,
+    sock: socket.socket | None = None,
 ) -> asyncio.Transport:
     """Connect `protocol` to `host:port` over TLS; gives its transport.
+
+    A `sock` is connected already, by way of a proxy.
 
     Raises `OSError` (`ssl.SSLError` is one). Who the peer is beyond having a certificate
     from the context's CA is for the caller to check.
@@ -387,7 +390,10 @@ async def connect(
         handshake_timeout=handshake_timeout,
         on_handshake=ended,
     )
-    plain, _ = await loop.create_connection(lambda: wire, host, port)
+    if sock is not None:
+        plain, _ = await loop.create_connection(lambda: wire, sock=sock)
+    else:
+        plain, _ = await loop.create_connection(lambda: wire, host, port)
     try:
         await done
     except BaseException:

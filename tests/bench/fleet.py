@@ -105,7 +105,7 @@ async def main(port: int, first: int, count: int, files: TLSFiles) -> None:
 
     await _few_at_once(lambda n=number: register(n) for number in range(first, first + count))
     print("registered", len(agents), flush=True)
-    connector = ReverseConnector(client_context(files), ENDPOINT, allow_plaintext=False)
+    connector = ReverseConnector(lambda: client_context(files), ENDPOINT, allow_plaintext=False)
     parked: list[FramedConnection] = []
     while line := await asyncio.to_thread(sys.stdin.readline):
         wanted = int(line.split()[1])

@@ -54,7 +54,8 @@ class Swarm:
         self.tasks = TaskSet()
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._credentials = grpc_channel_credentials(files)
-        self._connector = ReverseConnector(client_context(files), ENDPOINT, allow_plaintext=False)
+        context = client_context(files)
+        self._connector = ReverseConnector(lambda: context, ENDPOINT, allow_plaintext=False)
         self._options = [
             *CHANNEL_OPTIONS,
             ("grpc.use_local_subchannel_pool", 1),  # a connection each, not one for all

@@ -23,13 +23,8 @@ from whip_core.broker_options import (
     read_plugins,
 )
 from whip_core.errors import SettingsError
-from whip_core.options import common_options, option, run, set_up_logging, was_given
+from whip_core.options import common_options, run, set_up_logging, was_given
 from whip_core.tasks import TaskSet
-
-DRAIN_TIMEOUT = 30.0
-"""Seconds that streams have to finish when the broker is told to stop: as at an agent."""
-MOST_SECONDS = 86_400.0
-"""A day: for ever, and a timer can hold it."""
 
 # How long a dial waits is for whoever dials to say.
 OPTIONS = (
@@ -41,13 +36,7 @@ OPTIONS = (
 @click.command()
 @common_options(metrics_listen=METRICS_LISTEN)
 @declare(OPTIONS)
-@option(
-    "--drain-timeout",
-    type=click.FloatRange(min=0, max=MOST_SECONDS),
-    default=DRAIN_TIMEOUT,
-    help="Seconds that streams have to finish after SIGTERM; a second SIGTERM goes at once.",
-)
-def broker(log_level: str, drain_timeout: float, **values: Any) -> None:
+def broker(log_level: str, **values: Any) -> None:
     """A broker by itself: proxies and programs dial through its --dial-listen socket.
 
     They use it with --broker ADDRESS, or whip_core.connect in Python, and may come and go
@@ -70,10 +59,10 @@ def broker(log_level: str, drain_timeout: float, **values: Any) -> None:
         )
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
-    run(_serve(alone, values["metrics_listen"], drain_timeout), log_level)
+    run(_serve(alone, values["metrics_listen"]), log_level)
 
 
-async def _serve(alone: Broker, listen: str, drain_timeout: float) -> None:
+async def _serve(alone: Broker, listen: str) -> None:
     stop, at_once = asyncio.Event(), asyncio.Event()
 
     def interrupted() -> None:
@@ -82,6 +71,7 @@ async def _serve(alone: Broker, listen: str, drain_timeout: float) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, interrupted)
+    loop.add_signal_handler(signal.SIGHUP, alone.reopen_logs)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(alone)
         stack.enter_context(
@@ -89,7 +79,7 @@ async def _serve(alone: Broker, listen: str, drain_timeout: float) -> None:
         )
         await stop.wait()
         tasks = TaskSet()
-        draining = tasks.spawn(alone.drain(drain_timeout), "drain")
+        draining = tasks.spawn(alone.drain(alone.settings.drain_timeout), "drain")
         hurry = tasks.spawn(at_once.wait(), "second signal")
         await asyncio.wait([draining, hurry], return_when=asyncio.FIRST_COMPLETED)
         await tasks.cancel_all()

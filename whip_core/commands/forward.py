@@ -27,6 +27,7 @@ from whip_core.errors import SettingsError
 from whip_core.forward import ForwardSpec
 from whip_core.options import common_options, run, set_up_logging, was_given
 from whip_core.remote import RemoteBroker
+from whip_core.tasks import TaskSet
 
 OPTIONS = (*BROKER_OPTIONS, REMOTE)
 
@@ -64,10 +65,15 @@ def forward(forwards: tuple[str, ...], log_level: str, **values: Any) -> None:
 async def _serve(
     broker: Broker | RemoteBroker, specs: list[ForwardSpec], wait: float, listen: str
 ) -> None:
-    stop = asyncio.Event()
+    stop, at_once = asyncio.Event(), asyncio.Event()
+
+    def told() -> None:
+        (at_once if stop.is_set() else stop).set()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, told)
+    loop.add_signal_handler(signal.SIGHUP, broker.reopen_logs)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(broker)
         stack.enter_context(
@@ -76,3 +82,8 @@ async def _serve(
         for spec in specs:
             await stack.enter_async_context(broker.forwarding(spec, wait=wait))
         await stop.wait()
+        tasks = TaskSet()
+        drained = tasks.spawn(broker.drain(broker.settings.drain_timeout), "drain")
+        hurried = tasks.spawn(at_once.wait(), "second signal")
+        await asyncio.wait([drained, hurried], return_when=asyncio.FIRST_COMPLETED)
+        await tasks.cancel_all()

@@ -23,7 +23,7 @@ import grpc
 import grpc.aio
 
 from whip_core import control, preamble
-from whip_core.channel import AGENT_CHANNEL_OPTIONS
+from whip_core.channel import CHANNEL_OPTIONS
 from whip_core.control_wire import METHOD_PATH, decode_broker_message, encode_agent_message
 from whip_core.framed import FramedConnection
 from whip_core.frames import FailureCode, OpenRequested, Role
@@ -86,7 +86,7 @@ class ScriptedAgent:
         host, port = self._address
         target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         options: list[tuple[str, Any]] = [
-            *AGENT_CHANNEL_OPTIONS,
+            *CHANNEL_OPTIONS,
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.enable_http_proxy", 0),
         ]

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from whip_core import pki
 from whip_core.settings import TLSFiles
@@ -41,6 +46,25 @@ class Authority:
         """What the agent `hostname.domain` needs; `*.domain` is good for each agent of it."""
         hostname, _, domain = name.partition(".")
         return self._write("client", self.pki.issue_client(hostname, domain))
+
+    def write_crl(self, *revoked: TLSFiles, valid_for: timedelta = timedelta(days=1)) -> Path:
+        """Write a revocation list with the certificates of `revoked`; gives its path."""
+        now = datetime.now(UTC)
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self.pki.certificate.subject)
+            .last_update(now - timedelta(days=2))
+            .next_update(now + valid_for)
+        )
+        for files in revoked:
+            serial = x509.load_pem_x509_certificate(files.cert.read_bytes()).serial_number
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now)
+            builder = builder.add_revoked_certificate(entry.build())
+        path = self.folder / "crl.pem"
+        new = path.with_suffix(".new")
+        new.write_bytes(builder.sign(self.pki.key, SHA256()).public_bytes(Encoding.PEM))
+        new.replace(path)
+        return path
 
     def _write(self, purpose: str, issued: pki.Issued) -> TLSFiles:
         self._made += 1

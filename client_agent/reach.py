@@ -1,0 +1,73 @@
+"""Where a broker may have the agent connect back to. No I/O.
+
+An agent stands inside a private network. A broker that could name any host and port would
+have a port scanner there. So it may name one place only, the one that it told when the
+agent registered (an old broker: the first that it names), besides its own: the endpoint's
+name and the address of its control port. Loopback and link-local addresses are only for
+brokers that are on such an address themselves.
+
+A broker that is joined to others by a fabric may name those too, as many as an agent visits:
+they prove their name as it does, and it is not told what became of the attempt.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+
+from client_agent.endpoints import Address, Endpoint
+from whip_core.certificates import covers
+from whip_core.settings import is_loopback
+
+
+class Reach:
+    """What one session allows its broker. `also` are names and `*.names` that are allowed too."""
+
+    def __init__(self, endpoint: Endpoint, address: Address, also: Sequence[str] = ()) -> None:
+        self._own = {endpoint.host, endpoint.tls_name, address.ip}
+        self._is_local = _is_local(address.ip)
+        self._also = also
+        self._told: tuple[str, int] | None = None
+
+    def tell(self, host: str, port: int) -> None:
+        """The broker has said where reverse connections go."""
+        self._told = host, port
+
+    def is_own(self, host: str) -> bool:
+        """Whether `host` is one that the agent itself was started with, or found behind it."""
+        return _normal(host) in self._own or covers(self._also, host)
+
+    def refusal(self, host: str, port: int) -> str | None:
+        """Why there will be no connection to `host:port`; None if there may be one."""
+        if (refusal := self.refusal_of_neighbour(host, port)) or self.is_own(host):
+            return refusal
+        if self._told is None:
+            self._told = host, port
+        if (host, port) != self._told:
+            return f"{host}:{port} is not where this broker said that it listens"
+        return None
+
+    def refusal_of_neighbour(self, host: str, port: int) -> str | None:
+        """The same for a broker that this one's fabric joins it to."""
+        if not host or not 1 <= port <= 65535:
+            return f"{host}:{port} is no place to connect to"
+        if _is_local(host) and not (self._is_local or self.is_own(host)):
+            return (
+                f"{host} is this very machine or link, where the broker is not; "
+                "is its --whip-external-tcp-address right?"
+            )
+        return None
+
+
+def _is_local(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(_normal(host))
+    except ValueError:
+        return is_loopback(host) or _normal(host).endswith(".localhost")
+    mapped = getattr(address, "ipv4_mapped", None)
+    address = mapped or address
+    return address.is_loopback or address.is_link_local or address.is_unspecified
+
+
+def _normal(host: str) -> str:
+    return host.strip("[]").partition("%")[0].lower().removesuffix(".")

@@ -1,0 +1,277 @@
+"""Past a limit there is a clear refusal and a count of it, and the rest goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streams import LOOPS, Loop
+from streams import run as run_on
+from tunnel import Watch, broker_settings, client_files, registration, run, scripted, until
+from whip_core import Broker, Caller, control
+from whip_core.broker_options import BROKER_OPTIONS, read_broker
+from whip_core.errors import Busy, SettingsError
+from whip_core.limits import Limits
+from whip_core.testing.agent import ControlStreamEnded, ScriptedAgent
+
+EVE = Caller(address=("192.0.2.1", 1000))
+
+
+def limited(tls: bool = False, **limits: Any) -> Broker:
+    return Broker(broker_settings(tls=tls or None, limits=Limits(**limits)), plugins=[Watch()])
+
+
+def count(broker: Broker, name: str, **labels: str) -> float:
+    return broker.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+def refusals(broker: Broker, what: str, reason: str) -> float:
+    return count(broker, "whip_server_refusals_total", what=what, reason=reason)
+
+
+async def refused(agent: ScriptedAgent, status: str) -> str:
+    with pytest.raises(ControlStreamEnded) as raised:
+        await agent.expect(control.Registered)
+    assert raised.value.status == status
+    return raised.value.details
+
+
+@contextlib.asynccontextmanager
+async def opened(broker: Broker, agent: ScriptedAgent) -> Any:
+    """A stream to the scripted agent's port 80."""
+    dial = asyncio.get_running_loop().create_task(broker.open_connection("instance1.testdom", 80))
+    reverse = await agent.connect_framed(await agent.expect(control.Connect))
+    await reverse.asked()
+    reverse.accept()
+    _, writer = await dial
+    yield writer
+    writer.transport.abort()
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"), [({"agents": 1}, "agents"), ({"agents_per_identity": 1}, None)]
+)
+def test_an_agent_too_many_is_told_so_and_the_first_may_come_back(
+    limits: dict[str, int], reason: str | None
+) -> None:
+    async def main() -> None:
+        async with limited(tls=True, **limits) as broker:
+            files: dict[str, Any] = {"tls": client_files()}
+            async with scripted(broker, **files) as first:
+                await first.expect(control.Registered)
+                async with scripted(broker, registration("other"), **files) as second:
+                    assert "1 agents" in await refused(second, "RESOURCE_EXHAUSTED")
+                assert refusals(broker, "agent", reason or "agents-per-identity") == 1
+                async with scripted(broker, **files) as again:
+                    await again.expect(control.Registered)
+            await until(lambda: not broker.agents)
+            async with scripted(broker, registration("other"), **files) as second:
+                await second.expect(control.Registered)
+
+    run(main())
+
+
+@pytest.mark.parametrize("limit", ["streams", "streams_per_agent"])
+def test_a_stream_too_many_is_refused_and_the_others_go_on(limit: str) -> None:
+    async def main() -> None:
+        async with limited(**{limit: 1}) as broker, scripted(broker) as agent:
+            await agent.expect(control.Registered)
+            async with opened(broker, agent) as writer:
+                with pytest.raises(Busy, match=r"testdom:80.*1 open streams"):
+                    await broker.open_connection("testdom", 80)
+                reason = limit.replace("_", "-")
+                assert count(broker, "whip_server_dial_failures_total", reason=reason) == 1
+                assert not writer.is_closing()
+            async with opened(broker, agent):
+                pass
+
+    run(main())
+
+
+def test_a_caller_that_dials_too_often_is_refused() -> None:
+    async def main() -> None:
+        async with limited(dial_rate=0.001) as broker, scripted(broker) as agent:
+            await agent.expect(control.Registered)
+            for _ in range(2):
+                with pytest.raises(OSError, match="testdom:81: ") as raised:
+                    await broker.open_connection("testdom", 81, caller=EVE)
+            assert isinstance(raised.value, Busy)
+            assert "192.0.2.1 dials more than 0.001 times a second" in str(raised.value)
+
+    run(main())
+
+
+def test_a_dial_too_many_that_waits_for_an_agent_is_refused() -> None:
+    async def main() -> None:
+        async with limited(pending_dials=1) as broker:
+            waiting = asyncio.get_running_loop().create_task(
+                broker.open_connection("testdom", 80, wait=60)
+            )
+            await asyncio.sleep(0)
+            with pytest.raises(Busy, match="1 dials are under way"):
+                await broker.open_connection("testdom", 80)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+
+    run(main())
+
+
+def test_sizes_and_deadlines_are_those_that_were_set() -> None:
+    async def main() -> None:
+        async with limited(preamble_size=1024, message_size=2048) as broker:
+            wordy = registration(labels={f"a{number}": "x" * 200 for number in range(20)})
+            async with scripted(broker, wordy) as agent:
+                await refused(agent, "RESOURCE_EXHAUSTED")
+            reader, writer = await asyncio.open_connection("127.0.0.1", broker.reverse_port)
+            writer.write(b"{" + b" " * 1024)
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b""
+            writer.close()
+            await until(lambda: refusals(broker, "connection", "preamble") == 1)
+        settings = broker_settings(handshake_timeout=0.1)
+        async with Broker(settings) as broker:
+            async with scripted(broker, b"") as agent:
+                # An empty message is of a later version: it is passed over.
+                assert "no registration came in time" in await refused(agent, "INVALID_ARGUMENT")
+            await until(lambda: refusals(broker, "agent", "invalid") == 1)
+
+    run(main())
+
+
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+@pytest.mark.parametrize("tls", [False, True], ids=["tcp", "mtls"])
+def test_who_says_nothing_makes_room_for_who_comes(tls: bool, loop: Loop) -> None:
+    async def main() -> None:
+        async with limited(tls, unauthenticated=3) as broker:
+            silent = [
+                await asyncio.open_connection("127.0.0.1", broker.reverse_port) for _ in range(5)
+            ]
+            for reader, _ in silent[:2]:
+                with contextlib.suppress(ConnectionResetError):
+                    assert await reader.read() == b""
+            await until(lambda: refusals(broker, "connection", "unauthenticated") == 2)
+            options: dict[str, Any] = {"tls": client_files()} if tls else {}
+            async with scripted(broker, **options) as agent:
+                await agent.expect(control.Registered)
+                async with opened(broker, agent):
+                    pass
+            for _, writer in silent:
+                writer.close()
+
+    run_on(main(), loop)
+
+
+def test_a_flood_of_half_open_control_connections_ends_and_agents_get_in() -> None:
+    """gRPC counts connections, and drops those whose handshake does not come to an end."""
+
+    async def main() -> None:
+        files = broker_settings(tls=True).tls
+        settings = broker_settings(
+            tls=files, handshake_timeout=1.0, limits=Limits(agents=10, unauthenticated=10)
+        )
+        async with Broker(settings) as broker:
+            streams = []
+            for _ in range(60):
+                with contextlib.suppress(OSError):
+                    streams.append(await asyncio.open_connection("127.0.0.1", broker.control_port))
+            for reader, writer in streams:
+                with contextlib.suppress(OSError):
+                    await reader.read()
+                writer.close()
+            async with scripted(broker, tls=client_files()) as agent:
+                await agent.expect(control.Registered)
+
+    run(main())
+
+
+SHORTAGE = """
+import asyncio, contextlib, os, resource, sys
+sys.path.insert(0, {tests!r})
+from tunnel import broker_settings, client_files, scripted
+from whip_core import Broker, control
+
+async def main():
+    async with Broker(broker_settings(tls=True)) as broker:
+        client_files()
+        async def agent_gets_in(name):
+            async with scripted(broker, tls=client_files()) as agent:
+                registered = await agent.expect(control.Registered)
+                dial = asyncio.create_task(broker.open_connection("instance1.testdom", 80))
+                reverse = await agent.connect_framed(await agent.expect(control.Connect))
+                await reverse.asked()
+                reverse.accept()
+                (await dial)[1].transport.abort()
+        await agent_gets_in("before")
+        held = []
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.open("/dev/null", os.O_RDONLY))
+        # One descriptor for our end of each connection, none for the broker's.
+        for port in (broker.reverse_port, broker.control_port):
+            for _ in range(3):
+                os.close(held.pop())
+                await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.sleep(0.1)
+        for each in held:
+            os.close(each)
+        async with asyncio.timeout(30):
+            await agent_gets_in("after")
+    print("resumed")
+
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+with asyncio.Runner(loop_factory={factory}) as runner:
+    runner.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    "factory", ["asyncio.new_event_loop", "__import__('uvloop').new_event_loop"]
+)
+def test_accepting_goes_on_when_a_shortage_of_descriptors_is_over(factory: str) -> None:
+    program = SHORTAGE.format(tests=str(Path(__file__).parent), factory=factory)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "resumed", done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# As options
+
+
+def values(**changes: Any) -> dict[str, Any]:
+    defaults = {option.name: option.default for option in BROKER_OPTIONS}
+    return defaults | {"whip_external_tcp_address": "localhost", "whip_tls": False} | changes
+
+
+def test_every_limit_is_an_option_whose_default_is_the_limits_own() -> None:
+    settings = read_broker(values())
+    assert settings.limits == Limits()
+    names = {option.name for option in BROKER_OPTIONS}
+    for each in dataclasses.fields(Limits):
+        assert f"whip_max_{each.name}" in names
+    changed = values(whip_max_streams=7, whip_max_dial_rate="0.5", whip_handshake_timeout="3")
+    settings = read_broker(changed)
+    assert settings.limits == Limits(streams=7, dial_rate=0.5)
+    assert settings.handshake_timeout == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("whip_max_streams", -1),
+        ("whip_max_agents", 2**31),
+        ("whip_max_preamble_size", 10),
+        ("whip_max_dial_rate", "fast"),
+        ("whip_preamble_timeout", "0"),
+    ],
+)
+def test_a_limit_that_is_none_is_refused_by_its_name(name: str, value: Any) -> None:
+    with pytest.raises(SettingsError, match=name):
+        read_broker(values(**{name: value}))

@@ -1,0 +1,178 @@
+"""Our TLS files as they are on disk now: what new connections are made with.
+
+The files are looked at every few seconds. New ones, also behind a symlink that was swapped,
+are used if they fit together; ones that do not are told of, and the old stay in use. A key
+and a certificate that are written one after the other do not fit for a moment: nothing is
+said as long as they change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+
+from whip_core import tls
+from whip_core.agents import PeerCertificate
+from whip_core.certificates import Role, certificates_in, check_files, expires_at, read_pem_file
+from whip_core.errors import SettingsError
+from whip_core.revocation import Revocations
+from whip_core.settings import TLSFiles
+
+logger = logging.getLogger(__name__)
+
+CHECK_INTERVAL = 2.0
+"""Seconds between two looks: four `stat`s. New files are in use within two of them."""
+WARN_BEFORE = timedelta(days=14)
+"""A certificate that ends this soon is warned of: time to find out why nothing renews it."""
+WARN_EVERY = 24 * 3600.0
+"""Seconds between two such warnings."""
+
+
+class Credentials:
+    """For one broker or agent, on loading its files and for as long as `watch` runs.
+
+    `on_loaded` is told when the certificate expires, at once and whenever another is loaded.
+    Raises `SettingsError` if the files cannot be used.
+    """
+
+    def __init__(
+        self,
+        files: TLSFiles,
+        role: Role,
+        on_loaded: Callable[[datetime], None] = lambda _: None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._files = files
+        self._role = role
+        self._on_loaded = on_loaded
+        self._clock = clock
+        self._warned_at: float | None = None
+        self._refused: object = None
+        self._server: ssl.SSLContext | None = None
+        self._client: ssl.SSLContext | None = None
+        self._seen = self._signature()
+        for warning in self._load():
+            logger.warning(warning)
+
+    # What connections are made with. Each is built when it is first asked for.
+
+    def server_context(self) -> ssl.SSLContext:
+        """For a connection that comes in."""
+        if self._server is None:
+            self._server = tls.server_context(self._files)
+        return self._server
+
+    def client_context(self) -> ssl.SSLContext:
+        """For a connection that goes out."""
+        if self._client is None:
+            self._client = tls.client_context(self._files)
+        return self._client
+
+    def grpc_server(self) -> grpc.ServerCredentials:
+        """For a gRPC server: each of its handshakes uses what is loaded by then."""
+        return tls.grpc_reloading_server_credentials(lambda: self._grpc)
+
+    def grpc_channel(self) -> grpc.ChannelCredentials:
+        """For one gRPC channel."""
+        return tls.grpc_channel_credentials_of(*self._pem)
+
+    def problem(self, certificate: PeerCertificate | None) -> str | None:
+        """Why a peer's certificate is not believed (any more): it expired, or was revoked."""
+        if certificate is None:
+            return None
+        if certificate.expires_at < time.time():
+            return "its certificate has expired"
+        return self._revocations.problem(certificate) if self._revocations else None
+
+    # Following the files
+
+    async def watch(self, tick: Callable[[], None] = lambda: None) -> None:
+        """Follow the files until cancelled; `tick` is called after each look."""
+        while True:
+            self.check()
+            tick()
+            await asyncio.sleep(CHECK_INTERVAL)
+
+    def check(self) -> None:
+        """One look at the files."""
+        self._warn_of_expiry()
+        signature = self._signature()
+        if signature == self._seen:
+            return
+        try:
+            self._load()
+        except SettingsError as error:
+            if signature == self._refused:
+                # They do not fit for longer than it takes to write them.
+                logger.error("the new TLS files are not used, the old ones stay: %s", error)
+                self._seen = signature
+            self._refused = signature
+            return
+        if self._signature() != signature:
+            return  # they changed while they were read: once more at the next look
+        self._seen, self._refused = signature, None
+        logger.info("TLS files loaded again, valid until %s", _day(self._expires))
+
+    def _load(self) -> list[str]:
+        files = self._files
+        warnings = check_files(files, self._role)
+        pem = tuple(path.read_bytes() for path in (files.ca, files.key, files.cert))
+        revocations = None
+        if files.crl is not None:
+            source = f"--tls-crl-path {files.crl}"
+            authorities = certificates_in(pem[0], f"--tls-ca-cert-path {files.ca}")
+            revocations = Revocations(read_pem_file(files.crl, source), authorities, source)
+            if revocations.valid_until < datetime.now(UTC):
+                warnings.append(f"{source} is out of date: no peer is believed until it is renewed")
+        # OpenSSL has its say before anything is used.
+        context = tls.client_context(files) if self._role is Role.AGENT else None
+        server = tls.server_context(files) if self._role is Role.BROKER else None
+        self._client, self._server = context, server
+        self._pem = pem
+        self._grpc = tls.grpc_server_configuration(*pem)
+        self._revocations = revocations
+        self._expires = expires_at(pem[2])
+        self._warned_at = None
+        self._on_loaded(self._expires)
+        self._warn_of_expiry()
+        return warnings
+
+    def _warn_of_expiry(self) -> None:
+        left = self._expires - datetime.now(UTC)
+        if left > WARN_BEFORE:
+            return
+        now = self._clock()
+        if self._warned_at is not None and now - self._warned_at < WARN_EVERY:
+            return
+        self._warned_at = now
+        state = "expired on" if left < timedelta(0) else "expires on"
+        logger.warning(
+            "our certificate %s %s %s: renew it", self._files.cert, state, _day(self._expires)
+        )
+
+    def _signature(self) -> tuple[object, ...]:
+        """What changes when a file does, or what a symlink on its way leads to."""
+        files = self._files
+        return tuple(
+            _of(path) for path in (files.key, files.cert, files.ca, files.crl) if path is not None
+        )
+
+
+def _of(path: Path) -> object:
+    try:
+        found = path.stat()
+    except OSError as error:
+        return error.errno
+    return found.st_ino, found.st_dev, found.st_size, found.st_mtime_ns
+
+
+def _day(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M} UTC"
