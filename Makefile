@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint proto proto-check clean bench bench-quick soak
+.PHONY: help demo test lint proto proto-check clean bench bench-quick soak screenshots
 
 # In order of preference: the tests and mypy look at the oldest first.
 PYTHONS := 3.11 3.12 3.13 3.14
@@ -55,6 +55,9 @@ bench-quick: .venv-bench/.bench ## the same in three minutes: only what the rows
 soak: SECONDS = 600
 soak: .venv/.proxy ## ten minutes of load; memory and descriptors end where they began: SECONDS=600
 	@cd tests && ../.venv/bin/python -m bench.soak --seconds $(SECONDS)
+
+screenshots: .venv/.dev ## docs/images: the status page and whip top, by Chromium (Debian: chromium)
+	@cd tests && ../.venv/bin/python -m screenshots ../docs/images
 
 clean: ## remove everything that make made
 	rm -rf .venv .venv-3.13 .venv-bench .venv-codegen .pytest_cache .mypy_cache .ruff_cache .hypothesis

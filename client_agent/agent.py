@@ -59,6 +59,12 @@ class Agent:
         """The brokers' addresses that this agent is registered at now."""
         return [address for address, worker in self._workers.items() if worker.live]
 
+    def why_not_ready(self) -> str | None:
+        """None while dials can come: registered at one broker at least, and not stopping."""
+        if self._stopping.is_set():
+            return "stopping"
+        return None if self.registered_at else "registered at no broker"
+
     async def run(self) -> None:
         """Serve. After `stop` it drains, within the settings' time, and returns.
 

@@ -18,7 +18,8 @@ from client_agent.exposure import parse_exposure
 from client_agent.settings import BROKER_COUNT, MAX_BROKERS, AgentSettings
 from whip_core.certificates import Role, check_files, dns_pattern
 from whip_core.errors import SettingsError
-from whip_core.metrics import listen_address, serve
+from whip_core.metrics import exposition
+from whip_core.monitor import listen_address, pages, serving
 from whip_core.names import AgentName, check_labels
 from whip_core.options import (
     common_options,
@@ -29,7 +30,9 @@ from whip_core.options import (
     was_given,
 )
 from whip_core.plugin_sources import AGENT_GROUP, PluginOptions
+from whip_core.routes import Routes
 from whip_core.settings import DRAIN_TIMEOUT
+from whip_core.systemd import Notifier, notifying
 
 logger = logging.getLogger(__name__)
 
@@ -154,12 +157,19 @@ async def _serve(agent: Agent, metrics_listen: str, chosen: bool) -> None:
         if interrupted:
             this.cancel()
         interrupted = True
+        Notifier().tell("STOPPING=1")
         agent.stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     agent.plugins.start(agent.metrics.registry)  # what they mind is said before anything listens
-    with serve(metrics_listen, agent.metrics.registry, chosen=chosen):
+    site = Routes(
+        pages(lambda accept: exposition(agent.metrics.registry, accept), agent.why_not_ready)
+    )
+    async with (
+        serving(metrics_listen, site, chosen=chosen),
+        notifying(agent.why_not_ready),
+    ):
         try:
             await agent.run()
         except asyncio.CancelledError:

@@ -20,7 +20,8 @@ from prometheus_client import CollectorRegistry
 
 from programs import path_of
 from whip_addon.lifecycle import WhipAddon
-from whip_core.agents import RequestFinished
+from whip_core.activity import Activity
+from whip_core.agents import AgentView, RequestFinished
 from whip_core.caller import NOBODY, Caller
 from whip_core.errors import DialError, UnknownName
 from whip_core.plugin_sources import PluginOptions
@@ -50,7 +51,10 @@ class FakeBroker:
     metrics: Counts = field(default_factory=Counts)
     dials: list[tuple[str, int, Caller]] = field(default_factory=list)
     streams: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
-    settings: BrokerSettings | None = None
+    broker_id: str = "fake"
+    settings: BrokerSettings = field(default_factory=BrokerSettings)
+    activity: Activity = field(default_factory=Activity)
+    agents: list[AgentView] = field(default_factory=list)
     plugin_options: PluginOptions = field(default_factory=PluginOptions)
     addons: Sequence[tuple[str, object]] = ()
     """What its plugins bring for mitmproxy, with the plugins' names."""
@@ -75,6 +79,15 @@ class FakeBroker:
     async def __aexit__(self, *_: object) -> None:
         await self.may_close.wait()
         self.is_open = False
+
+    def why_not_ready(self) -> str | None:
+        return None if self.is_open else "closed"
+
+    def running_bytes(self) -> dict[str, tuple[int, int]]:
+        return {}
+
+    def kick(self, name: str) -> None:
+        raise UnknownName(name)
 
     def request_finished(self, request: RequestFinished) -> None:
         self.metrics.finished.append((request.status, request.protocol, request.error))
@@ -182,6 +195,7 @@ async def proxy(
         "whip_external_tcp_address": "localhost",
         "whip_tls": False,
         "whip_metrics_listen": "",
+        "whip_control_socket": "",
     }
     master.options.update_defer(**defaults | options)
     running = asyncio.get_running_loop().create_task(master.run())

@@ -38,7 +38,7 @@ def session(number: int) -> Session:
     return made
 
 
-@pytest.mark.parametrize("picker", ["random", "round-robin", "two-choices", "sticky"])
+@pytest.mark.parametrize("picker", ["random", "round-robin", "two-choices", "lowest-rtt", "sticky"])
 def test_few_views_are_made_for_a_pick(picker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     registry: Registry[Session] = Registry()
     for number in range(AGENTS):

@@ -27,22 +27,23 @@ LAYERS = {
         "client_agent": "egress endpoints exposure settings",
     },
     1: {  # state, no I/O
-        "whip_core": "admission authorization candidates certificates channel control_state"
-        " control_wire dial_wire fabric_wire frames outliers parking picker_choice pickers pki"
-        " plugin_host plugin_settings policy policy_file preamble rare_log registry revocation"
-        " sticky",
+        "whip_core": "activity admission agent_table authorization candidates certificates channel"
+        " control_state control_wire dial_wire fabric_wire frames outliers parking picker_choice"
+        " pickers pki plugin_host plugin_settings policy policy_file preamble rare_log registry"
+        " revocation routes sticky",
         "client_agent": "backoff choice reach reconcile",
     },
     2: {  # async I/O
-        "whip_core": "acceptor awaited control_server credentials dial_client dial_socket drain"
-        " fabric_local fabric_nats forward framed heartbeat outbox parked_pool raw relay"
-        " reverse_listener session sockets stream stream_reader tasks tls tls_transport",
+        "whip_core": "acceptor awaited control_server control_socket credentials dial_client"
+        " dial_socket drain fabric_local fabric_nats forward framed heartbeat outbox parked_pool"
+        " raw relay reverse_listener session sockets stream stream_reader systemd tasks tls"
+        " tls_transport web",
         "client_agent": "berth control_client discovery egress_tunnel local parker reverse",
     },
     3: {  # assembly
         "whip_core": "__init__ audit broker broker_options cli commands.__init__ commands.*"
-        " dial_desk dialer dials fabrics metrics neighbours options plugin_sources plugins public"
-        " pytest_plugin remote testing.__init__ testing.*",
+        " control_call dial_desk dialer dials fabrics metrics monitor neighbours operating options"
+        " plugin_sources plugins public pytest_plugin remote status testing.__init__ testing.*",
         "client_agent": "__init__ agent command plugins session testing worker",
         "whip_addon": "__init__ *",
     },
@@ -53,6 +54,7 @@ NOT_BELOW_LAYER_2 = ("asyncio", "grpc", "socket", "ssl")
 # One module knows how it is used, all others use that module.
 ALONE = {
     "google.protobuf": "whip_core.control_wire",
+    "h11": "whip_core.web",
     "prometheus_client": "whip_core.metrics",
     "whip_core.wire": "whip_core.control_wire",
     "nats": "whip_core.fabric_nats",
@@ -62,8 +64,9 @@ GENERATED = "whip_core.wire"
 # What both ends of the tunnel need: all that the agent may know of whip_core.
 SHARED_WITH_THE_AGENT = (
     "certificates channel control control_state control_wire credentials errors framed frames"
-    " hookspecs local_request metrics names options outbox parking plugin_host plugin_settings"
-    " plugin_sources preamble raw relay settings tasks tls tls_transport"
+    " hookspecs local_request metrics monitor names options outbox parking plugin_host"
+    " plugin_settings plugin_sources preamble raw relay routes settings systemd tasks tls"
+    " tls_transport"
 )
 # These could be lifted out of the project nearly as they are.
 AGENT_LOGIC = {

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import socket
 from collections.abc import Iterable
 from urllib.request import urlopen
 
@@ -28,8 +26,10 @@ from tunnel import (
 )
 from whip_core import Broker, control, hookimpl
 from whip_core.agents import RequestFinished
-from whip_core.errors import SettingsError, UnknownName
-from whip_core.metrics import LATENCY_BUCKETS, AgentMetrics, BrokerMetrics, serve
+from whip_core.errors import UnknownName
+from whip_core.metrics import LATENCY_BUCKETS, AgentMetrics, BrokerMetrics, exposition
+from whip_core.monitor import pages, serving
+from whip_core.routes import Routes
 
 Samples = dict[tuple[str, tuple[str, ...]], float]
 
@@ -53,8 +53,12 @@ def samples(metrics: Iterable[Metric]) -> Samples:
     }
 
 
+def site(registry: CollectorRegistry) -> Routes:
+    return Routes(pages(lambda accept: exposition(registry, accept), lambda: None))
+
+
 async def values(registry: CollectorRegistry) -> Samples:
-    with serve("127.0.0.1:0", registry, chosen=True) as address:
+    async with serving("127.0.0.1:0", site(registry), chosen=True) as address:
         assert address is not None
         return samples(await scrape(address))
 
@@ -78,7 +82,7 @@ def test_the_six_names_their_types_and_labels_are_exact() -> None:
             agent.connected("testdom", 5051)
             found = {}
             for registry in (broker.registry, agent.registry):
-                with serve("127.0.0.1:0", registry, chosen=True) as address:
+                async with serving("127.0.0.1:0", site(registry), chosen=True) as address:
                     for metric in await scrape(address or ""):
                         labels = {name for sample in metric.samples for name in sample.labels}
                         found[metric.name] = (metric.type, labels - {"le"})
@@ -255,45 +259,3 @@ def test_the_round_trip_of_each_ping_is_told() -> None:
             assert found["whip_server_client_round_trip_latency_count", ("testdom",)] >= 3
 
     run(main())
-
-
-# Where it is served
-
-
-def test_an_empty_address_serves_nothing() -> None:
-    with serve("", CollectorRegistry(), chosen=True) as address:
-        assert address is None
-
-
-def test_without_a_host_it_is_served_on_loopback() -> None:
-    with serve(":0", CollectorRegistry(), chosen=True) as address:
-        assert address is not None
-        assert address.startswith("127.0.0.1:")
-
-
-@pytest.mark.parametrize("listen", ["localhost", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:65536"])
-def test_an_address_that_is_none_is_told_in_one_line(listen: str) -> None:
-    with (
-        pytest.raises(SettingsError, match=r"--metrics-listen .* is not HOST:PORT") as raised,
-        serve(listen, CollectorRegistry(), chosen=True),
-    ):
-        pass
-    assert "\n" not in str(raised.value)
-
-
-def test_a_port_in_use_is_an_error_if_it_was_chosen_and_else_a_warning(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        listen = f"127.0.0.1:{taken.getsockname()[1]}"
-        with (
-            pytest.raises(SettingsError, match="choose another --metrics-listen"),
-            serve(listen, CollectorRegistry(), chosen=True),
-        ):
-            pass
-        with (
-            caplog.at_level(logging.WARNING),
-            serve(listen, CollectorRegistry(), chosen=False) as address,
-        ):
-            assert address is None
-        assert f"cannot serve metrics at {listen}" in caplog.text

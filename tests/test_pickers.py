@@ -146,5 +146,34 @@ def test_an_agent_that_was_never_measured_is_tried_for_its_share() -> None:
     assert abs(counts["new"] - 2_000) < DEVIATION * 40
 
 
+class Kept(list[AgentView]):
+    """Candidates as a broker gives them: one object, which can be a key."""
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+def test_very_many_agents_are_ranked_now_and_then_only() -> None:
+    now = [1000.0]
+    picker = LowestRTT(seeded(), lambda: now[0])
+    candidates = Kept([*views(pickers.MANY, round_trip=1.0), view("near", round_trip=0.01)])
+    assert set(picked(picker, candidates, 50)) == {"near"}
+    candidates[0] = view("nearer", round_trip=0.001)
+    assert set(picked(picker, candidates, 50)) == {"near"}
+    now[0] += pickers.RANKING_SECONDS * 1.1
+    assert set(picked(picker, candidates, 50)) == {"nearer"}
+    assert set(picked(picker, views(pickers.MANY + 1), 500)) > {"instance1"}
+
+
+def test_of_very_many_agents_the_idlest_of_some_is_picked() -> None:
+    candidates = views(pickers.MANY * 4, streams=5) + views(pickers.MANY * 4, domain="otherdom")
+    counts = Counter(
+        LeastStreams(seeded()).pick(TARGET, candidates, NOBODY).streams for _ in range(100)
+    )
+    assert counts == {0: 100}, "with half of them idle, there is one among so many"
+
+
 def test_without_any_measurement_all_are_tried() -> None:
     assert_even(picked(LowestRTT(seeded()), views(5), 5_000), 5)

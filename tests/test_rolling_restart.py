@@ -12,9 +12,19 @@ from programs import needs_program
 from tunnel import agent_settings, broker_settings, echo, exchange, run, running, service
 from whip_core import Broker
 from whip_core.errors import DialError
+from whip_core.fabric_nats import NatsFabric
 
 pytestmark = needs_program("nats-server")
 WORKERS = 4
+
+
+async def heard_of(broker: Broker) -> None:
+    """Wait until NATS knows that the broker holds the agent, so that the other may go."""
+    assert broker._neighbours is not None
+    fabric = broker._neighbours._fabric
+    assert isinstance(fabric, NatsFabric)
+    await eventually(lambda: "agent.instance1.testdom" in fabric._held)
+    await fabric._client.flush()
 
 
 class Load:
@@ -89,6 +99,7 @@ def test_no_request_fails_while_holders_and_nats_are_restarted() -> None:
                             await holders[number].__aenter__()
                             restarted = holders[number]
                             await eventually(lambda broker=restarted: broker.agents)
+                            await heard_of(restarted)
                             await load.more()
                         await nats.down()
                         await load.more()

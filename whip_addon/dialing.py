@@ -14,10 +14,12 @@ from mitmproxy.connection import Server
 from whip_addon.answers import Answer, DialFailed
 from whip_addon.broken import BrokenStreams
 from whip_addon.callers import Callers
+from whip_addon.internal import connect, is_internal
 from whip_addon.reuse import Directs, Reuse
 from whip_addon.routing import ALLOW_HINT, Route, route
 from whip_core.caller import Caller
 from whip_core.errors import DialError, UnknownName
+from whip_core.web import WebServer
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +59,10 @@ class Dialer:
         callers: Callers,
         broken: BrokenStreams,
         reuse: Reuse,
+        status_page: Callable[[], WebServer | None] = lambda: None,
     ) -> None:
         self._broker = broker
+        self._status_page = status_page
         self._rules = rules
         self._callers = callers
         self._broken = broken
@@ -95,6 +99,10 @@ class Dialer:
         hint = ""
         try:
             broker = await self._broker()
+            if is_internal(host) and (page := self._status_page()) is not None:
+                opened: tuple[Any, Any] = await connect(page, port)
+                self._mark(None)
+                return opened
             way = route(
                 host,
                 port,
@@ -105,9 +113,7 @@ class Dialer:
             if way is Route.REFUSE:
                 raise NotWhips(f"{host}:{port}: whip reaches names, not addresses; {ALLOW_HINT}")
             if way is Route.DIRECT:
-                opened: tuple[Any, Any] = await asyncio.open_connection(
-                    host, port, local_addr=local_addr
-                )
+                opened = await asyncio.open_connection(host, port, local_addr=local_addr)
                 self._mark(None)
                 return opened
             hint = ALLOW_HINT if way is Route.ASK else ""

@@ -15,12 +15,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from contextlib import (
-    AbstractAsyncContextManager,
-    AbstractContextManager,
-    AsyncExitStack,
-    nullcontext,
-)
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, ClassVar, Protocol
 
 from mitmproxy import ctx
@@ -39,6 +34,7 @@ from whip_addon.draining import Draining, on_signal
 from whip_addon.ending import end_clients
 from whip_addon.forwarded import Forwarded
 from whip_addon.guard import Guard
+from whip_addon.internal import is_internal
 from whip_addon.passthrough import Passthrough
 from whip_addon.plugin_addons import PluginAddons
 from whip_addon.responses import Responses, Told
@@ -46,25 +42,26 @@ from whip_addon.reuse import Reuse
 from whip_addon.routing import Route, route
 from whip_addon.settings import BY_NAME, WHILE_RUNNING, AddonSettings
 from whip_addon.streaming import Streaming
-from whip_core import Broker, metrics
+from whip_core import Broker
 from whip_core.agents import RequestFinished
 from whip_core.errors import BrokerClosed, SettingsError, StreamCut, WhipError
 from whip_core.forward import ForwardSpec
+from whip_core.operating import Listening, operating
 from whip_core.plugin_sources import PluginOptions
 from whip_core.remote import RemoteBroker
 from whip_core.settings import BrokerSettings, RemoteSettings, is_loopback
+from whip_core.status import Watched
 from whip_core.tasks import TaskSet
+from whip_core.web import WebServer
 
 logger = logging.getLogger(__name__)
 
 SHUTTING_DOWN = "whip is shutting down"
 
 
-class RunningBroker(Dials, Counts, Told, Protocol):
+class RunningBroker(Dials, Counts, Told, Watched, Protocol):
     """What the addon needs of a broker: `whip_core.Broker`, a `RemoteBroker`, a test's own."""
 
-    @property
-    def metrics(self) -> Any: ...
     def mitmproxy_addons(self) -> Sequence[tuple[str, object]]: ...
     def begin_drain(self) -> None: ...
     def reopen_logs(self) -> None: ...
@@ -110,6 +107,7 @@ class WhipAddon:
         self._broker_factory = broker_factory
         self._settings: AddonSettings | None = None
         self._broker: RunningBroker | None = None
+        self._status_page: WebServer | None = None
         self._fault: str | None = None
         # mitmproxy takes no two addons of one name, and says so with a traceback.
         self._is_second = seam.is_taken()
@@ -123,7 +121,10 @@ class WhipAddon:
         callers = Callers(self._request_id_header)
         self._broken = BrokenStreams()
         self._reuse = Reuse(lambda: self._broker, callers)
-        self._dialer = Dialer(self._ready, self._rules, callers, self._broken, self._reuse)
+        self._dialer = Dialer(
+            *(self._ready, self._rules, callers, self._broken, self._reuse),
+            status_page=lambda: self._status_page,
+        )
         self._draining = Draining(self._dialer.agent_leaves)
         self._door = Door(callers.prove_names)
         self._brought = PluginAddons()
@@ -250,11 +251,18 @@ class WhipAddon:
 
     async def _serve(self, broker: RunningBroker, settings: AddonSettings) -> None:
         async with AsyncExitStack() as stack:
-            stack.enter_context(_metrics_of(broker, settings))
+            # Operators look at agents where they are registered.
+            elsewhere = isinstance(settings.broker, RemoteSettings)
+            listening = Listening(
+                settings.metrics_listen,
+                settings.metrics_chosen,
+                "" if elsewhere else settings.control_socket,
+            )
+            page = await stack.enter_async_context(operating(broker, listening))
             for spec in settings.forwards:
                 await stack.enter_async_context(broker.forwarding(spec, wait=settings.wait))
             await self._brought.add(broker.mitmproxy_addons())
-            self._broker = broker
+            self._broker, self._status_page = broker, page
             self._started.set()
             await self._stop.wait()
             self._broker = None
@@ -303,7 +311,7 @@ class WhipAddon:
         )
 
     def _routes(self, host: str) -> bool:
-        return self._broker is not None and self._broker.routes(host)
+        return self._broker is not None and (is_internal(host) or self._broker.routes(host))
 
     def _request_id_header(self) -> str | None:
         return self._settings.request_id_header if self._settings is not None else None
@@ -318,14 +326,6 @@ class WhipAddon:
 
     def _counts(self) -> Counts | None:
         return self._broker
-
-
-def _metrics_of(broker: RunningBroker, settings: AddonSettings) -> AbstractContextManager[Any]:
-    if not settings.metrics_listen:
-        return nullcontext()
-    return metrics.serve(
-        settings.metrics_listen, broker.metrics.registry, chosen=settings.metrics_chosen
-    )
 
 
 def _warn_if_open() -> None:

@@ -87,6 +87,8 @@ class AddonSettings:
     metrics_chosen: bool
     """Whether somebody named `metrics_listen`; a default that is taken is no error."""
     request_id_header: str | None
+    control_socket: str | None = None
+    """None is the default path, empty is none."""
     passthrough: tuple[str, ...] = ()
     forwards: tuple[ForwardSpec, ...] = ()
 
@@ -114,6 +116,7 @@ def read(values: Mapping[str, Any], spell: Callable[[str], str] = by_name) -> Ad
         metrics_listen=METRICS_LISTEN if metrics_listen is None else metrics_listen,
         metrics_chosen=metrics_listen is not None,
         request_id_header=values["whip_downstream_request_id_header"] or None,
+        control_socket=values["whip_control_socket"],
         passthrough=tuple(values["whip_passthrough"]),
         forwards=tuple(ForwardSpec.parse(text) for text in values["whip_forward"]),
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from whip_core import control, settings
+from whip_core.activity import Activity
 from whip_core.admission import Admission
 from whip_core.agents import (
     AgentView,
@@ -35,7 +36,12 @@ from whip_core.dial_desk import DialDesk
 from whip_core.dial_socket import Diallers, DialSocket
 from whip_core.dialer import Dialer
 from whip_core.dials import Dials
-from whip_core.errors import RegistrationError, RemoteProtocolError, SettingsError
+from whip_core.errors import (
+    RegistrationError,
+    RemoteProtocolError,
+    SettingsError,
+    UnknownName,
+)
 from whip_core.fabrics import ShippedFabrics
 from whip_core.metrics import BrokerMetrics
 from whip_core.names import AgentName, check_labels, check_port, is_within, normalize
@@ -97,6 +103,7 @@ class Broker(Dials):
             self._stopping,
         )
         self._audit_log = AuditLog(settings.audit_log) if settings.audit_log else None
+        self.activity = Activity()
         self.plugins = Plugins(
             [
                 make_picker(settings.picker),
@@ -105,6 +112,7 @@ class Broker(Dials):
                 ShippedFabrics(),
                 *([self._desk] if settings.dial_listen else []),
                 self.metrics,
+                self.activity,
                 *([self._audit_log] if self._audit_log else []),
                 *plugins,
             ],
@@ -267,6 +275,29 @@ class Broker(Dials):
     def agents(self) -> list[AgentView]:
         """Every registered agent, as it is now."""
         return [session.view() for session in self._registry]
+
+    def running_bytes(self) -> dict[str, tuple[int, int]]:
+        """To and from each agent, by its full name, in the streams that are open."""
+        return self._dialer.running_bytes()
+
+    def kick(self, name: str) -> None:
+        """End an agent's session: its name is free, streams that run may finish.
+
+        The agent is told and may come back. Raises `UnknownName` if nobody has the name.
+        """
+        try:
+            session = self._registry.get(normalize(name))
+        except ValueError as error:
+            raise UnknownName(str(error)) from error
+        if session is None:
+            raise UnknownName(f"no agent is registered as {normalize(name)}")
+        self._end(session, RegistrationError("ended by the operator", code="kicked"))
+
+    def why_not_ready(self) -> str | None:
+        """None while agents can register and be dialled."""
+        if self._dialer.closed:
+            return "the broker does not listen"
+        return "draining" if self._stopping.is_set() else None
 
     def mitmproxy_addons(self) -> list[tuple[str, object]]:
         """What plugins bring for a mitmproxy that this broker is in, with the plugins' names.

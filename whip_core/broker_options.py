@@ -146,7 +146,10 @@ BROKER_OPTIONS: tuple[Option, ...] = (
     setting("--fabric-tls-key-path", OPTIONAL_TEXT, None, "Our private key there (PEM)."),
     setting("--fabric-tls-cert-path", OPTIONAL_TEXT, None, "Our certificate there (PEM)."),
     setting("--metrics-listen", OPTIONAL_TEXT, None,
-            f"Where /metrics is served ({METRICS_LISTEN}); empty turns it off.", "HOST:PORT"),
+            f"Where the status page and /metrics are ({METRICS_LISTEN}); empty turns it off.",
+            "HOST:PORT"),
+    setting("--control-socket", OPTIONAL_TEXT, None,
+            "The unix socket for `whip agents` and `whip top`; empty turns it off.", "PATH"),
 )  # fmt: skip
 REMOTE = setting("--broker", OPTIONAL_TEXT, None,
                  "Dial through the `whip broker` with this dial socket (unix:/path or host:port) "

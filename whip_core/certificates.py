@@ -43,12 +43,12 @@ def certificate_names(der: bytes) -> tuple[str, ...]:
     exactly one and it looks like a host name. Empty when there is no name at all. Raises
     `ValueError` for what is no certificate or has extensions that cannot be read.
     """
-    return _names(_from_der(der))
+    return names_of(_from_der(der))
 
 
 def certificate_names_pem(pem: bytes) -> tuple[str, ...]:
     """`certificate_names` of the first certificate in `pem` (gRPC's auth context has PEM)."""
-    return _names(_from_pem(pem))
+    return names_of(_from_pem(pem))
 
 
 def peer_certificate_pem(pem: bytes) -> PeerCertificate:
@@ -114,7 +114,7 @@ def proves_host(der: bytes, host: str) -> bool:
     certificate = _from_der(der)
     address = _address_or_none(host)
     if address is None:
-        return covers(_names(certificate), host)
+        return covers(names_of(certificate), host)
     names = _alternative_names(certificate)
     return names is not None and address in names.get_values_for_type(x509.IPAddress)
 
@@ -281,7 +281,8 @@ def _alternative_names(certificate: x509.Certificate) -> x509.SubjectAlternative
         raise ValueError(f"a certificate's extensions cannot be read: {error}") from error
 
 
-def _names(certificate: x509.Certificate) -> tuple[str, ...]:
+def names_of(certificate: x509.Certificate) -> tuple[str, ...]:
+    """As `certificate_names`, of one that has been read."""
     alternative = _alternative_names(certificate)
     names = alternative.get_values_for_type(x509.DNSName) if alternative is not None else []
     if names:

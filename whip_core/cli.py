@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import EntryPoint, entry_points
 
 import click
@@ -59,8 +60,11 @@ def _unavailable(name: str, why: str) -> click.Command:
 
 @click.group(cls=CommandsByEntryPoint, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name=DISTRIBUTION, prog_name="whip")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Reach private service instances by name, through connections that they open."""
+    if os.environ.get("NO_COLOR"):  # no-color.org; click knows of terminals only
+        ctx.color = False
 
 
 class OnlyPKI(CommandsByEntryPoint):

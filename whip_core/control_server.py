@@ -41,6 +41,7 @@ _STATUS = {
     "not-authorized": grpc.StatusCode.PERMISSION_DENIED,
     "invalid": grpc.StatusCode.INVALID_ARGUMENT,
     "replaced": grpc.StatusCode.ABORTED,
+    "kicked": grpc.StatusCode.ABORTED,
     "unresponsive": grpc.StatusCode.ABORTED,
     "already-registered": grpc.StatusCode.ABORTED,
     "certificate": grpc.StatusCode.PERMISSION_DENIED,

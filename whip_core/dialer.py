@@ -143,6 +143,17 @@ class Dialer:
         for stream in tuple(self._streams):
             stream.reset("the broker was closed", cut("the broker was closed"))
 
+    def running_bytes(self) -> dict[str, tuple[int, int]]:
+        """To and from each agent, by its full name, in the streams that are open."""
+        found: dict[str, tuple[int, int]] = {}
+        for stream in self._streams:
+            dial: Dial = stream.get_extra_info("whip")
+            assert dial.candidate is not None
+            name = dial.candidate.session.name.full
+            to_agent, from_agent = found.get(name, (0, 0))
+            found[name] = (to_agent + stream.bytes_sent, from_agent + stream.bytes_received)
+        return found
+
     async def dial(
         self, host: str, port: int, *, caller: Caller, wait: float, timeout: float | None
     ) -> Stream:

@@ -6,23 +6,18 @@ from registered agents and fixed sets, never from what a caller sends.
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, TypeVar
-from wsgiref.simple_server import WSGIServer
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from whip_core.agents import AgentView, DialFinished, Refusal, RequestFinished, StreamClosed
-from whip_core.errors import SettingsError
 from whip_core.hookspecs import hookimpl
-
-logger = logging.getLogger(__name__)
 
 Metric = TypeVar("Metric", Counter, Gauge, Histogram)
 
@@ -259,44 +254,7 @@ class AgentMetrics:
         self._sessions.dec()
 
 
-def listen_address(listen: str) -> tuple[str, int] | None:
-    """Host and port of "host:port" (no host: loopback); None for an empty text.
-
-    Raises `SettingsError` for anything else.
-    """
-    if not listen:
-        return None
-    host, _, port = listen.rpartition(":")
-    if not (port.isascii() and port.isdigit() and int(port) <= 65535):
-        raise SettingsError(f"--metrics-listen {listen!r} is not HOST:PORT, e.g. 127.0.0.1:9464")
-    return host.strip("[]") or "127.0.0.1", int(port)
-
-
-@contextlib.contextmanager
-def serve(listen: str, registry: CollectorRegistry, *, chosen: bool) -> Iterator[str | None]:
-    """Serve `/metrics` at `listen` ("host:port", empty: not at all) while the block runs.
-
-    Gives the address it got. A port that is taken raises `SettingsError` if the address
-    was `chosen`, and is a warning if it is only the default.
-    """
-    address = listen_address(listen)
-    if address is None:
-        yield None
-        return
-    host, port = address
-    try:
-        server, thread = start_http_server(port, addr=host, registry=registry)
-    except OSError as error:
-        problem = f"cannot serve metrics at {listen}: {error.strerror or error}"
-        if chosen:
-            raise SettingsError(f"{problem}; choose another --metrics-listen") from error
-        logger.warning("%s; going on without (choose with --metrics-listen)", problem)
-        yield None
-        return
-    assert isinstance(server, WSGIServer)
-    try:
-        yield f"{host}:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+def exposition(registry: CollectorRegistry, accept: str) -> tuple[str, bytes]:
+    """The metrics in the format that an `Accept` header asks for: content type and body."""
+    encode, content_type = choose_encoder(accept)
+    return content_type, encode(registry)

@@ -62,7 +62,7 @@ def common_options(metrics_listen: str) -> Callable[[Command], Command]:
                     "--metrics-listen",
                     default=metrics_listen,
                     metavar="HOST:PORT",
-                    help="Where /metrics is served; empty turns it off.",
+                    help="Where /metrics, /healthz and /readyz are served; empty turns it off.",
                 ),
                 option("--tls", type=bool, default=True, help="Mutual TLS on every connection."),
                 option("--tls-key-path", type=click.Path(), help="Our private key (PEM)."),

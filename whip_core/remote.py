@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import secrets
 from pathlib import Path
 from types import TracebackType
 
+from whip_core.activity import Activity
 from whip_core.agents import AgentView, RequestFinished
 from whip_core.caller import Caller
 from whip_core.certificates import check_files, expires_at
@@ -15,7 +17,13 @@ from whip_core.dial_address import DialAddress
 from whip_core.dial_client import DialClient
 from whip_core.dial_wire import Ask, decode_agent, decode_news
 from whip_core.dials import Dials
-from whip_core.errors import BrokerClosed, DialError, RemoteProtocolError, SettingsError
+from whip_core.errors import (
+    BrokerClosed,
+    DialError,
+    RemoteProtocolError,
+    SettingsError,
+    UnknownName,
+)
 from whip_core.metrics import BrokerMetrics
 from whip_core.names import is_within, normalize
 from whip_core.settings import RemoteSettings, TLSFiles
@@ -41,6 +49,8 @@ class RemoteBroker(Dials):
     def __init__(self, settings: RemoteSettings) -> None:
         super().__init__()
         self.settings = settings
+        self.broker_id = secrets.token_hex(8)
+        self.activity = Activity()
         self.metrics = BrokerMetrics()
         """What the process in front counts; the broker counts dials and streams itself."""
         self._domains = {normalize(domain) for domain in settings.domains}
@@ -123,6 +133,24 @@ class RemoteBroker(Dials):
     def request_finished(self, request: RequestFinished) -> None:
         """Counted here."""
         self.metrics.whip_request_finished(request)
+
+    control_port = 0
+    reverse_port = 0
+    """Agents connect to the other broker."""
+
+    def running_bytes(self) -> dict[str, tuple[int, int]]:
+        """None: the other broker counts them."""
+        return {}
+
+    def why_not_ready(self) -> str | None:
+        """What keeps dials from being served; None if nothing does."""
+        if self._stopping.is_set():
+            return "it drains"
+        return self._trouble or (None if self._heard.is_set() else "the broker was not heard yet")
+
+    def kick(self, name: str) -> None:
+        """Raises `UnknownName`: agents are kicked where they are registered."""
+        raise UnknownName(f"{name} is registered at {self.settings.address}: kick it there")
 
     def reopen_logs(self) -> None:
         """There are none here."""

@@ -134,6 +134,15 @@ class RemoteSettings:
     dial_timeout: float = DIAL_TIMEOUT
     drain_timeout: float = DRAIN_TIMEOUT
 
+    @property
+    def external_host(self) -> str:
+        """Where the agents are, as far as it is known here."""
+        return str(self.address)
+
+    @property
+    def external_port(self) -> int:
+        return self.address.port
+
 
 def is_loopback(host: str) -> bool:
     """Whether `host`, a literal address or localhost, cannot leave this machine."""

@@ -148,7 +148,7 @@ def bind_unix(path: Path, remedy: str = "choose another path") -> socket.socket:
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if path.exists() and stat.S_ISSOCK(path.stat().st_mode) and not _answers(path):
+        if path.exists() and stat.S_ISSOCK(path.stat().st_mode) and not answers(path):
             path.unlink()
         # Linux makes the file with the socket's own mode: others never see it open.
         os.fchmod(sock.fileno(), 0o600)
@@ -163,7 +163,8 @@ def bind_unix(path: Path, remedy: str = "choose another path") -> socket.socket:
     return sock
 
 
-def _answers(path: Path) -> bool:
+def answers(path: Path) -> bool:
+    """Whether somebody listens on the unix socket at `path`, whom we may talk to."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(str(path))

@@ -16,7 +16,7 @@ import functools
 import hashlib
 import random
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from weakref import WeakKeyDictionary
 
 from whip_core.agents import AgentView
@@ -79,13 +79,15 @@ class Sticky:
         key = self._key_of(caller)
         if key is None:
             return self._chance.choice(candidates)
-        try:
-            ring = self._rings.get(candidates)
-            if ring is None:
-                ring = self._rings[candidates] = _Ring(candidates)
-        except TypeError:  # a list, say: of a program that asks this picker itself
-            ring = _Ring(candidates)
-        return candidates[ring.find(key)]
+        return candidates[self._ring(candidates).find(key)]
+
+    def _ring(self, candidates: Sequence[AgentView]) -> _Ring:
+        if not isinstance(candidates, Hashable):  # a program's own list, say
+            return _Ring(candidates)
+        ring = self._rings.get(candidates)
+        if ring is None:
+            ring = self._rings[candidates] = _Ring(candidates)
+        return ring
 
 
 class _Ring:

@@ -390,10 +390,15 @@ async def connect(
         handshake_timeout=handshake_timeout,
         on_handshake=ended,
     )
-    if sock is not None:
-        plain, _ = await loop.create_connection(lambda: wire, sock=sock)
-    else:
-        plain, _ = await loop.create_connection(lambda: wire, host, port)
+    try:
+        if sock is not None:
+            plain, _ = await loop.create_connection(lambda: wire, sock=sock)
+        else:
+            plain, _ = await loop.create_connection(lambda: wire, host, port)
+    except BaseException:
+        if not done.cancel():
+            done.exception()  # nobody waits for it any more
+        raise
     try:
         await done
     except BaseException:

@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from whip_core import metrics
 from whip_core.broker import Broker
 from whip_core.broker_options import (
     BROKER_OPTIONS,
@@ -23,6 +22,7 @@ from whip_core.broker_options import (
     read_plugins,
 )
 from whip_core.errors import SettingsError
+from whip_core.operating import Listening, operating
 from whip_core.options import common_options, run, set_up_logging, was_given
 from whip_core.tasks import TaskSet
 
@@ -59,10 +59,13 @@ def broker(log_level: str, **values: Any) -> None:
         )
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
-    run(_serve(alone, values["metrics_listen"]), log_level)
+    listening = Listening(
+        values["metrics_listen"], was_given("metrics_listen"), options["whip_control_socket"]
+    )
+    run(_serve(alone, listening), log_level)
 
 
-async def _serve(alone: Broker, listen: str) -> None:
+async def _serve(alone: Broker, listening: Listening) -> None:
     stop, at_once = asyncio.Event(), asyncio.Event()
 
     def interrupted() -> None:
@@ -74,9 +77,7 @@ async def _serve(alone: Broker, listen: str) -> None:
     loop.add_signal_handler(signal.SIGHUP, alone.reopen_logs)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(alone)
-        stack.enter_context(
-            metrics.serve(listen, alone.metrics.registry, chosen=was_given("metrics_listen"))
-        )
+        await stack.enter_async_context(operating(alone, listening))
         await stop.wait()
         tasks = TaskSet()
         draining = tasks.spawn(alone.drain(alone.settings.drain_timeout), "drain")

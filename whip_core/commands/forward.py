@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from whip_core import metrics
 from whip_core.broker import Broker
 from whip_core.broker_options import (
     BROKER_OPTIONS,
@@ -25,6 +24,7 @@ from whip_core.broker_options import (
 )
 from whip_core.errors import SettingsError
 from whip_core.forward import ForwardSpec
+from whip_core.operating import Listening, operating
 from whip_core.options import common_options, run, set_up_logging, was_given
 from whip_core.remote import RemoteBroker
 from whip_core.tasks import TaskSet
@@ -59,11 +59,16 @@ def forward(forwards: tuple[str, ...], log_level: str, **values: Any) -> None:
         wait = read_seconds(options, "whip_wait", spell)
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
-    run(_serve(broker, specs, wait, values["metrics_listen"]), log_level)
+    listening = Listening(
+        values["metrics_listen"],
+        was_given("metrics_listen"),
+        options["whip_control_socket"] if remote is None else "",
+    )
+    run(_serve(broker, specs, wait, listening), log_level)
 
 
 async def _serve(
-    broker: Broker | RemoteBroker, specs: list[ForwardSpec], wait: float, listen: str
+    broker: Broker | RemoteBroker, specs: list[ForwardSpec], wait: float, listening: Listening
 ) -> None:
     stop, at_once = asyncio.Event(), asyncio.Event()
 
@@ -76,9 +81,7 @@ async def _serve(
     loop.add_signal_handler(signal.SIGHUP, broker.reopen_logs)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(broker)
-        stack.enter_context(
-            metrics.serve(listen, broker.metrics.registry, chosen=was_given("metrics_listen"))
-        )
+        await stack.enter_async_context(operating(broker, listening))
         for spec in specs:
             await stack.enter_async_context(broker.forwarding(spec, wait=wait))
         await stop.wait()

@@ -1,0 +1,78 @@
+"""The control socket: where an operator of this machine reaches a running broker.
+
+A unix socket that only its owner can open. Which one a command means it can find itself,
+as long as one broker runs: they all are in one folder.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from whip_core.errors import SettingsError
+from whip_core.sockets import answers, bind_unix
+
+REMEDY = "choose another --control-socket, or none (--control-socket=)"
+
+
+def default_path(control_port: int, environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the broker that takes agents at `control_port` has its socket."""
+    return folders(environ)[0] / f"broker-{control_port}.sock"
+
+
+def folders(environ: Mapping[str, str] = os.environ) -> list[Path]:
+    """Where sockets may be, the one for new ones first.
+
+    systemd gives a service a folder (RuntimeDirectory=), a login one for its user.
+    """
+    given = [Path(text) for text in environ.get("RUNTIME_DIRECTORY", "").split(":") if text]
+    login = environ.get("XDG_RUNTIME_DIR")
+    found = [*given, *([Path(login) / "whip"] if login else [])]
+    if os.geteuid() == 0:
+        found.append(Path("/run/whip"))
+    elif not login:
+        found.append(Path(f"/tmp/whip-{os.geteuid()}"))  # noqa: S108  # `_private` looks whose it is
+    return list(dict.fromkeys([*found, Path("/run/whip")]))
+
+
+def running(environ: Mapping[str, str] = os.environ) -> list[Path]:
+    """The sockets of brokers that run: this user's own, else what else this user may open."""
+    for folder in folders(environ):
+        try:
+            paths = sorted(folder.glob("*.sock"))
+        except OSError:
+            continue
+        if found := [path for path in paths if answers(path)]:
+            return found
+    return []
+
+
+def bind(path: Path, *, in_default_folder: bool) -> socket.socket:
+    """Listen at `path`, for this user only. Raises `SettingsError`.
+
+    The socket of a broker that is gone is replaced, that of one that runs is not.
+    """
+    if in_default_folder:
+        _private(path.parent)
+    if answers(path):
+        raise SettingsError(f"a broker that runs has the control socket {path}: {REMEDY}")
+    return bind_unix(path, REMEDY)
+
+
+def _private(folder: Path) -> None:
+    """Have the folder, with nobody else able to put anything into it."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise SettingsError(
+            f"cannot make the folder {folder} for the control socket: {error.strerror}; {REMEDY}"
+        ) from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise SettingsError(
+            f"{folder} is not a folder that only this user can write to, "
+            f"so no control socket is put there; {REMEDY}"
+        )
