@@ -8,12 +8,13 @@ import secrets
 from collections.abc import Sequence
 from contextlib import aclosing
 
+from client_agent.choice import choose
 from client_agent.discovery import Discovery, Resolvers
 from client_agent.endpoints import Address, Endpoint
 from client_agent.plugins import AgentPlugins
 from client_agent.reconcile import reconcile
 from client_agent.settings import AgentSettings
-from client_agent.worker import Worker
+from client_agent.worker import PATIENCE, Worker
 from whip_core.certificates import Role
 from whip_core.credentials import Credentials
 from whip_core.metrics import AgentMetrics
@@ -48,6 +49,7 @@ class Agent:
         self._runs: dict[Address, asyncio.Task[None]] = {}
         self._found: dict[Endpoint, frozenset[Address]] = {}
         self._tasks = TaskSet()
+        self._choosing: asyncio.Handle | None = None
         self._credentials: Credentials | None = None
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -121,28 +123,58 @@ class Agent:
 
     def _reconcile(self) -> None:
         change = reconcile(self._found, self._owners)
-        for address, endpoint in change.join.items():
-            logger.info("joining the broker at %s (%s)", address, endpoint)
-            worker = Worker(
-                self.settings,
-                address,
-                endpoint,
-                self,
-                self.metrics,
-                self.plugins,
-                instance_id=self._instance_id,
-                credentials=self._credentials,
-            )
-            self._workers[address] = worker
-            self._owners[address] = endpoint
-            self._runs[address] = self._tasks.spawn(worker.run(), f"broker {address}")
+        self._owners |= change.join
         for address in change.leave:
-            logger.info("leaving the broker at %s: its name has another address now", address)
             del self._owners[address]
-            self._tasks.spawn(
-                self._leave(self._workers.pop(address), self._runs.pop(address)),
-                f"leave {address}",
-            )
+            if address in self._workers:
+                self._part(address, "its name has another address now")
+        self._choose()
+
+    def _choose(self) -> None:
+        """Join and leave what `choice` makes of how things stand."""
+        self._choosing = None
+        if self._stopping.is_set():
+            return
+        standing = {address: worker.standing for address, worker in self._workers.items()}
+        of_endpoint: dict[Endpoint, list[Address]] = {}
+        for address, endpoint in self._owners.items():
+            of_endpoint.setdefault(endpoint, []).append(address)
+        for endpoint, addresses in of_endpoint.items():
+            count = self.settings.broker_count
+            chosen = choose(addresses, standing, count, str(self.settings.name))
+            for address in chosen:
+                if address not in self._workers:
+                    self._join(address, endpoint)
+            for address in set(addresses) - set(chosen):
+                if address in self._workers:
+                    self._part(address, f"{count} others of its fabric hold this agent")
+
+    def _join(self, address: Address, endpoint: Endpoint) -> None:
+        logger.info("joining the broker at %s (%s)", address, endpoint)
+        worker = Worker(
+            self.settings,
+            address,
+            endpoint,
+            self,
+            self.metrics,
+            self.plugins,
+            instance_id=self._instance_id,
+            credentials=self._credentials,
+        )
+        self._workers[address] = worker
+        self._runs[address] = self._tasks.spawn(worker.run(), f"broker {address}")
+        loop = asyncio.get_running_loop()
+        loop.call_later(PATIENCE, self._choose_soon)
+
+    def _part(self, address: Address, why: str) -> None:
+        logger.info("leaving the broker at %s: %s", address, why)
+        self._tasks.spawn(
+            self._leave(self._workers.pop(address), self._runs.pop(address)), f"leave {address}"
+        )
+
+    def _choose_soon(self) -> None:
+        if self._choosing is None:
+            self._choosing = asyncio.get_running_loop().call_soon(self._choose)
 
     async def _leave(self, worker: Worker, run: asyncio.Task[None]) -> None:
         await worker.drain()
@@ -173,3 +205,4 @@ class Agent:
     def changed(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+        self._choose_soon()

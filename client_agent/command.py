@@ -18,7 +18,7 @@ from client_agent.agent import Agent
 from client_agent.egress import egress_of
 from client_agent.endpoints import Endpoint
 from client_agent.exposure import parse_exposure
-from client_agent.settings import MAX_BROKERS, AgentSettings
+from client_agent.settings import BROKER_COUNT, MAX_BROKERS, AgentSettings
 from whip_core.certificates import Role, check_files, dns_pattern
 from whip_core.errors import SettingsError
 from whip_core.metrics import exposition
@@ -58,6 +58,12 @@ logger = logging.getLogger(__name__)
     type=click.FloatRange(min=0),
     default=DRAIN_TIMEOUT,
     help="Seconds that streams have to finish after SIGTERM; a second SIGTERM goes at once.",
+)
+@option(
+    "--broker-count",
+    type=click.IntRange(min=0),
+    default=BROKER_COUNT,
+    help="How many brokers of a fabric to register at (0: all; without a fabric it is all).",
 )
 @option("--plugin", multiple=True, help="A module, or a file, with plugin hooks (repeatable).")
 @option("--no-plugin", multiple=True, metavar="NAME", help="An installed plugin to leave out.")
@@ -119,6 +125,7 @@ def read_settings(
     ports: tuple[str, ...],
     label: tuple[str, ...],
     drain_timeout: float,
+    broker_count: int,
     reverse_host: tuple[str, ...],
     egress_proxy: str | None,
     max_brokers: int,
@@ -144,6 +151,7 @@ def read_settings(
         allow_plaintext=allow_plaintext,
         labels=_labels(label),
         drain_timeout=drain_timeout,
+        broker_count=broker_count,
         reverse_hosts=_patterns(reverse_host),
         egress=egress_of(egress_proxy, os.environ),
         max_brokers=max_brokers,

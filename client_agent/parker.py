@@ -65,7 +65,7 @@ class Parker:
             return
         self._unproven.discard(connection)
         self._failing = True
-        if not self._opening:
+        if self._target and not self._opening:
             self._opening += 1
             self._tasks.spawn(self._open_later(), "park a connection")
 

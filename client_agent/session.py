@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Callable
 from importlib.metadata import version
 
 from client_agent import local
+from client_agent.berth import Berth
 from client_agent.control_client import ControlClient
 from client_agent.exposure import Backend, TCPBackend
-from client_agent.parker import Parker
 from client_agent.plugins import AgentPlugins
 from client_agent.reach import Reach
 from client_agent.reverse import ReverseConnector
@@ -31,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 MAX_OPENING = 4096
 """Reverse connections and streams being opened at once: more is a broker gone mad, not a burst."""
+MAX_VISITS = 256
+"""Brokers that may want connections through one that vouches for them: any cluster's."""
 
 
 class BrokerSession:
@@ -47,6 +51,7 @@ class BrokerSession:
         reach: Reach,
         instance_id: str,
         on_registered: Callable[[BrokerSession], None],
+        on_leaving: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._client = client
@@ -56,17 +61,21 @@ class BrokerSession:
         self._reach = reach
         self._instance_id = instance_id
         self._on_registered = on_registered
+        self._on_leaving = on_leaving
         self._control = ControlState(AGENT_SIDE)
         self._tasks = TaskSet()
         self._connections: set[FramedConnection] = set()
         self._raw: set[RawConnection] = set()
-        self._parker = Parker(self._park_one, self._tasks)
+        self._home: Berth | None = None
+        self._visits: dict[str, Berth] = {}
         self._streams = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
         self.registered: control.Registered | None = None
         self.duplicate_of: str | None = None
         self.draining = False
+        self.broker_leaves = False
+        """Whether the broker takes no new dials and is about to go."""
 
     @property
     def is_quiet(self) -> bool:
@@ -126,6 +135,11 @@ class BrokerSession:
             case control.Registered():
                 self.registered = message
                 self._reach.tell(message.reverse_host, message.reverse_port)
+                self._home = self._berth(
+                    message.reverse_host,
+                    message.reverse_port,
+                    Preamble(message.session_id, message.secret),
+                )
             case control.AlreadyRegistered(broker_id):
                 self.duplicate_of = broker_id
             case control.Ping(sequence, ping_timestamp):
@@ -133,16 +147,21 @@ class BrokerSession:
             case control.Connect():
                 self._asked_to_connect(message)
             case control.Park(connections):
-                self._parker.aim(0 if self.draining else connections)
+                if self._home is not None:
+                    self._home.parker.aim(0 if self.draining else connections)
+            case control.Visit():
+                self._asked_to_visit(message)
             case control.Draining(reason):
                 logger.info("the broker takes no more agents: %s", reason)
+                self.broker_leaves = True
+                self._on_leaving()
             case _:
                 pass
         if first and self._control.state is not State.ENDED:
             self._on_registered(self)
 
     def _asked_to_connect(self, request: control.Connect) -> None:
-        refusal = self._refusal(request)
+        refusal = self._refusal(request, self._reach.refusal)
         if refusal is not None:
             logger.warning("broker's request %s refused: %s", request.connection_id[:8], refusal)
             self._client.send(control.ConnectFailed(request.connection_id, refusal))
@@ -150,48 +169,95 @@ class BrokerSession:
         answer = self._answer_old if self.registered is None else self._answer
         self._tasks.spawn(answer(request), f"connect {request.connection_id[:8]}")
 
-    def _refusal(self, request: control.Connect) -> str | None:
+    def _refusal(
+        self, request: control.Connect, of_place: Callable[[str, int], str | None]
+    ) -> str | None:
         if request.local_port not in self._settings.exposure:
             return f"this agent does not expose port {request.local_port}"
         if self.draining:
             return "this agent is draining"
         if len(self._tasks) >= MAX_OPENING:
             return f"{len(self._tasks)} connections are being opened already"
-        return self._reach.refusal(request.host, request.port)
+        return of_place(request.host, request.port)
 
     # Brokers of ours: reverse connections speak frames
 
+    def _berth(self, host: str, port: int, introduction: Preamble) -> Berth:
+        return Berth(host, port, introduction, self._connect_back, self._tasks)
+
     async def _answer(self, request: control.Connect) -> None:
+        assert self._home is not None
+        await self._answer_from(self._home, request)
+
+    async def _answer_from(self, berth: Berth, request: control.Connect) -> None:
         try:
-            await self._connect_back(request.host, request.port, request.connection_id)
+            await self._connect_back(berth, request.host, request.port, request.connection_id)
         except WhipError as error:
             self._failed(request, error)
 
-    async def _park_one(self) -> FramedConnection:
-        assert self.registered is not None
-        host, port = self.registered.reverse_host, self.registered.reverse_port
-        if refusal := self._reach.refusal(host, port):
-            raise AgentGone(f"the broker has us connect back to {host}:{port}, but {refusal}")
-        return await self._connect_back(host, port, "")
-
-    async def _connect_back(self, host: str, port: int, connection_id: str) -> FramedConnection:
-        assert self.registered is not None
+    async def _connect_back(
+        self, berth: Berth, host: str, port: int, connection_id: str
+    ) -> FramedConnection:
         connection = FramedConnection(
             Role.ACCEPTOR,
-            on_open=self._asked_to_open,
-            on_idle=self._became_idle,
-            on_lost=self._lost,
+            on_open=functools.partial(self._asked_to_open, berth),
+            on_idle=functools.partial(self._became_idle, berth),
+            on_lost=functools.partial(self._lost, berth),
         )
-        introduction = Preamble(self.registered.session_id, self.registered.secret, connection_id)
-        await self._connector.open(connection, host, port, introduction)
+        if (
+            berth is self._home
+            and not connection_id
+            and (refusal := self._reach.refusal(host, port))
+        ):
+            raise AgentGone(f"the broker has us connect back to {host}:{port}, but {refusal}")
+        introduction = dataclasses.replace(berth.introduction, connection_id=connection_id)
+        try:
+            await self._connector.open(connection, host, port, introduction)
+        except WhipError:
+            if not berth.connections:
+                self._end_visit(berth)
+            raise
         if not connection.lost:
             self._connections.add(connection)
+            berth.connections.add(connection)
         return connection
 
+    # Brokers that we have no control stream to: ours vouches for them
+
+    def _asked_to_visit(self, visit: control.Visit) -> None:
+        dial = visit.connection_id
+        request = control.Connect(dial, visit.reverse_host, visit.reverse_port, visit.local_port)
+        refusal = self._refusal(request, self._reach.neighbour_refusal)
+        if self.registered is None or not self.registered.cluster:
+            refusal = "this broker has said nothing of a fabric"
+        berth = self._visits.get(visit.session_id)
+        if berth is None and len(self._visits) >= MAX_VISITS:
+            refusal = f"this agent visits {len(self._visits)} brokers already"
+        if dial and refusal is not None:
+            logger.warning("broker's request %s refused: %s", dial[:8], refusal)
+            self._client.send(control.ConnectFailed(dial, refusal))
+        elif berth is not None or (dial and refusal is None):
+            if berth is None:
+                logger.info("visiting the broker %s for its dials", visit.broker_id)
+                introduction = Preamble(visit.session_id, visit.secret)
+                berth = self._berth(visit.reverse_host, visit.reverse_port, introduction)
+                self._visits[visit.session_id] = berth
+            if dial:
+                self._tasks.spawn(self._answer_from(berth, request), f"connect {dial[:8]}")
+            berth.parker.aim(0 if self.draining else visit.connections)
+            if not visit.connections:
+                self._end_visit(berth)
+
+    def _end_visit(self, berth: Berth) -> None:
+        """It is asked for again by who still wants it."""
+        if self._visits.get(berth.introduction.session_id) is berth:
+            del self._visits[berth.introduction.session_id]
+            berth.parker.close()
+
     def _asked_to_open(
-        self, connection: FramedConnection, request: OpenRequested
+        self, berth: Berth, connection: FramedConnection, request: OpenRequested
     ) -> asyncio.Task[None]:
-        self._parker.taken(connection)
+        berth.parker.taken(connection)
         task = self._tasks.spawn(
             self._open(connection, request), f"open {request.dial_id.hex()[:8]}"
         )
@@ -228,18 +294,25 @@ class BrokerSession:
         connection.accept(extra={}).attach(tunnel)
         self._relay(dial, request.port, backend, tunnel, side)
 
-    def _became_idle(self, connection: FramedConnection) -> None:
+    def _became_idle(self, berth: Berth, connection: FramedConnection) -> None:
         if self.draining or self._control.state is State.ENDED:
             connection.close()
         else:
-            self._parker.parked(connection)
+            berth.parker.parked(connection)
 
-    def _lost(self, connection: FramedConnection) -> None:
+    def _lost(self, berth: Berth, connection: FramedConnection) -> None:
         self._connections.discard(connection)
-        self._parker.lost(connection)
+        berth.connections.discard(connection)
+        if not berth.connections:
+            self._end_visit(berth)
+        berth.parker.lost(connection)
 
     def _close_idle(self) -> None:
-        self._parker.close()
+        if self._home is not None:
+            self._home.parker.close()
+        for berth in self._visits.values():
+            berth.parker.close()
+        self._visits.clear()
         for connection in tuple(self._connections):
             if connection.is_parked:
                 connection.close()

@@ -16,6 +16,10 @@ MAX_BROKERS = 100
 to some of them only (DESIGN §11), and a forged answer must not make us call the whole world."""
 
 
+BROKER_COUNT = 2
+"""Brokers of one fabric that an agent holds: one may die without anybody noticing."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings:
     name: AgentName
@@ -25,6 +29,8 @@ class AgentSettings:
     allow_plaintext: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
     drain_timeout: float = DRAIN_TIMEOUT
+    broker_count: int = BROKER_COUNT
+    """Of each endpoint, if its brokers are joined by a fabric; 0 means all."""
     reverse_hosts: tuple[str, ...] = ()
     """Hosts (`*.name` for one label) that brokers may have us connect back to besides theirs."""
     egress: EgressProxy | None = None

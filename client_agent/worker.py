@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol
 
 from client_agent.backoff import Backoff
+from client_agent.choice import Standing
 from client_agent.control_client import ControlClient, ControlClosed
 from client_agent.egress_tunnel import way_out
 from client_agent.endpoints import Address, Endpoint
@@ -24,6 +26,9 @@ from whip_core.settings import require_plaintext_allowed
 
 logger = logging.getLogger(__name__)
 
+PATIENCE = 2.0
+"""Seconds after which a broker that has not answered is one that does not: a registration
+takes a few round trips."""
 REFUSALS = frozenset(
     {"ALREADY_EXISTS", "PERMISSION_DENIED", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"}
 )
@@ -82,12 +87,28 @@ class Worker:
         self._trouble = ""
         self._draining = False
         self._was_registered = False
+        self._aside = False
+        self._began = time.monotonic()
         self._client: ControlClient | None = None
         self._running: set[BrokerSession] = set()
         self.live: BrokerSession | None = None
 
     def __repr__(self) -> str:
         return f"<Worker {self.address} {'registered' if self.live else 'not registered'}>"
+
+    @property
+    def standing(self) -> Standing:
+        """What has become of this address so far."""
+        if self.live is not None:
+            if self.live.broker_leaves:
+                return Standing.FAILING
+            registered = self.live.registered
+            return Standing.JOINED if registered and registered.cluster else Standing.ALONE
+        if self._aside:
+            return Standing.ASIDE
+        if self._trouble or time.monotonic() - self._began >= PATIENCE:
+            return Standing.FAILING
+        return Standing.NEW
 
     async def run(self) -> None:
         while not self._draining:
@@ -144,6 +165,7 @@ class Worker:
                 reach=Reach(self._endpoint, self.address, self._settings.reverse_hosts),
                 instance_id=self._instance_id,
                 on_registered=self._registered,
+                on_leaving=self._brokers.changed,
             )
             self._running = {old for old in self._running if not old.is_quiet} | {session}
             self._client = client
@@ -195,7 +217,12 @@ class Worker:
         if closed.status == "ABORTED" and broker_id in self._brokers.held():
             assert broker_id is not None
             logger.info("%s is a broker that we are registered at already", self.address)
-            await self._brokers.wait_until_free(broker_id)
+            self._aside = True
+            self._brokers.changed()
+            try:
+                await self._brokers.wait_until_free(broker_id)
+            finally:
+                self._aside = False
 
     def _explain(self, closed: ControlClosed) -> str:
         if closed.status in REFUSALS:
@@ -225,3 +252,4 @@ class Worker:
         level = logging.DEBUG if trouble == self._trouble else logging.WARNING
         self._trouble = trouble
         logger.log(level, trouble)
+        self._brokers.changed()

@@ -1,8 +1,9 @@
-"""A DNS server on a free UDP port of 127.0.0.1, whose records and moods a test changes."""
+"""A DNS server on a UDP port, whose records and moods a test changes."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Literal, Self
 
 import dns.flags
@@ -22,10 +23,11 @@ class DNSServer(asyncio.DatagramProtocol):
     A name that has no record at all does not exist (NXDOMAIN); one that has records of
     another type gets an empty answer. `questions` has all that was asked, in order, as
     `"broker.test A"`. With `negative_ttl`, answers without records say for how many
-    seconds that holds.
+    seconds that holds. It listens on a free port of 127.0.0.1, or on the socket it is given.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sock: socket.socket | None = None) -> None:
+        self._sock = sock
         self.questions: list[str] = []
         self.negative_ttl: int | None = None
         self._records: dict[dns.name.Name, dict[RdataType, dns.rrset.RRset]] = {}
@@ -34,7 +36,9 @@ class DNSServer(asyncio.DatagramProtocol):
 
     async def __aenter__(self) -> Self:
         self._transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
-            lambda: self, local_addr=("127.0.0.1", 0)
+            lambda: self,
+            local_addr=None if self._sock else ("127.0.0.1", 0),
+            sock=self._sock,
         )
         return self
 

@@ -53,10 +53,8 @@ class FakeBroker:
     metrics: Counts = field(default_factory=Counts)
     dials: list[tuple[str, int, Caller]] = field(default_factory=list)
     streams: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
-    broker_id: str = "fake"
     settings: BrokerSettings = field(default_factory=BrokerSettings)
     activity: Activity = field(default_factory=Activity)
-    agents: list[AgentView] = field(default_factory=list)
     plugin_options: PluginOptions = field(default_factory=PluginOptions)
     addons: Sequence[tuple[str, object]] = ()
     """What its plugins bring for mitmproxy, with the plugins' names."""

@@ -26,9 +26,10 @@ ALREADY = control.AlreadyRegistered("broker")
 CONNECT = control.Connect("id", "localhost", 8000, 80)
 PING = control.Ping(1, 0)
 PARK = control.Park(2)
+VISIT = control.Visit("broker", "session", "secret", "host", 1, 2)
 
 FROM_AGENT = (REGISTER, FAILED, PONG, DRAINING)
-FROM_BROKER = (REGISTERED, ALREADY, CONNECT, PING, PARK, DRAINING)
+FROM_BROKER = (REGISTERED, ALREADY, CONNECT, PING, PARK, VISIT, DRAINING)
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,8 @@ OUR_BROKER_MESSAGES = [
     control.AlreadyRegistered("b"),
     control.Park(3),
     control.Park(0),
+    control.Visit("broker", "session", "secret", "host", 8000, 2),
+    control.Visit("broker", "session", "secret", "host", 8000, 0, "connection", 80),
     control.Draining("restart"),
 ]
 

@@ -22,26 +22,29 @@ PACKAGES = ("whip_core", "client_agent", "whip_addon")
 # everything below a package, `__init__` the package itself.
 LAYERS = {
     0: {  # values
-        "whip_core": "agents caller control errors hookspecs limits local_request names settings"
-        " when_asked wire.__init__ wire.*",
+        "whip_core": "agents caller control dial_address errors fabric hookspecs limits"
+        " local_request names settings when_asked wire.__init__ wire.*",
         "client_agent": "egress endpoints exposure settings",
     },
     1: {  # state, no I/O
         "whip_core": "activity admission agent_table authorization candidates certificates channel"
-        " control_state control_wire frames outliers parking picker_choice pickers pki plugin_host"
-        " plugin_settings policy policy_file preamble rare_log registry revocation routes sticky",
-        "client_agent": "backoff reach reconcile",
+        " control_state control_wire dial_wire fabric_wire frames outliers parking picker_choice"
+        " pickers pki plugin_host plugin_settings policy policy_file preamble rare_log registry"
+        " revocation routes sticky",
+        "client_agent": "backoff choice reach reconcile",
     },
     2: {  # async I/O
-        "whip_core": "acceptor awaited control_server control_socket credentials drain forward"
-        " framed heartbeat outbox parked_pool raw relay reverse_listener session sockets stream"
-        " stream_reader systemd tasks tls tls_transport web",
-        "client_agent": "control_client discovery egress_tunnel local parker reverse",
+        "whip_core": "acceptor awaited control_server control_socket credentials dial_client"
+        " dial_socket drain fabric_local fabric_nats forward framed heartbeat outbox parked_pool"
+        " raw relay reverse_listener session sockets stream stream_reader systemd tasks tls"
+        " tls_transport web",
+        "client_agent": "berth control_client discovery egress_tunnel local parker reverse",
     },
     3: {  # assembly
         "whip_core": "__init__ aiohttp audit broker broker_options checkup cli commands.__init__"
-        " commands.* control_call dialer httpx metrics monitor operating options plugin_sources"
-        " plugins public pytest_plugin status testing.__init__ testing.*",
+        " commands.* control_call dial_desk dialer dials fabrics httpx metrics monitor neighbours"
+        " operating options plugin_sources plugins public pytest_plugin remote status"
+        " testing.__init__ testing.*",
         "client_agent": "__init__ agent command doctor plugins session testing worker",
         "whip_addon": "__init__ *",
     },
@@ -55,6 +58,7 @@ ALONE = {
     "h11": "whip_core.web",
     "prometheus_client": "whip_core.metrics",
     "whip_core.wire": "whip_core.control_wire",
+    "nats": "whip_core.fabric_nats",
 }
 GENERATED = "whip_core.wire"
 
@@ -68,6 +72,7 @@ SHARED_WITH_THE_AGENT = (
 # These could be lifted out of the project nearly as they are.
 AGENT_LOGIC = {
     "client_agent.backoff": "errors",
+    "client_agent.choice": "errors",
     "client_agent.endpoints": "errors names",
     "client_agent.exposure": "errors names",
     "client_agent.reconcile": "errors",

@@ -52,7 +52,8 @@ from whip_core.errors import BrokerClosed, SettingsError, StreamCut, WhipError
 from whip_core.forward import ForwardSpec
 from whip_core.operating import Listening, operating
 from whip_core.plugin_sources import PluginOptions
-from whip_core.settings import BrokerSettings, is_loopback
+from whip_core.remote import RemoteBroker
+from whip_core.settings import BrokerSettings, RemoteSettings, is_loopback
 from whip_core.status import Watched
 from whip_core.tasks import TaskSet
 from whip_core.web import WebServer
@@ -63,7 +64,7 @@ SHUTTING_DOWN = "whip is shutting down"
 
 
 class RunningBroker(Dials, Agents, Counts, Told, Watched, Protocol):
-    """What the addon needs of a broker that runs: `whip_core.Broker`, or a test's own."""
+    """What the addon needs of a broker: `whip_core.Broker`, a `RemoteBroker`, a test's own."""
 
     def mitmproxy_addons(self) -> Sequence[tuple[str, object]]: ...
     def begin_drain(self) -> None: ...
@@ -75,13 +76,18 @@ class RunningBroker(Dials, Agents, Counts, Told, Watched, Protocol):
 
 
 BrokerFactory = Callable[
-    [BrokerSettings, PluginOptions], AbstractAsyncContextManager[RunningBroker]
+    [BrokerSettings | RemoteSettings, PluginOptions],
+    AbstractAsyncContextManager[RunningBroker],
 ]
 """Makes the broker from its settings and its plugins'; entering it starts it."""
 
 
-def broker_of(settings: BrokerSettings, plugins: PluginOptions) -> Broker:
-    """The real one, with the plugins loaded. Raises `SettingsError`."""
+def broker_of(
+    settings: BrokerSettings | RemoteSettings, plugins: PluginOptions
+) -> Broker | RemoteBroker:
+    """The real one, here or elsewhere, with the plugins loaded. Raises `SettingsError`."""
+    if isinstance(settings, RemoteSettings):
+        return RemoteBroker(settings)
     return Broker(settings, plugins=plugins.load(), plugin_settings=plugins.read_settings())
 
 
@@ -255,8 +261,12 @@ class WhipAddon:
 
     async def _serve(self, broker: RunningBroker, settings: AddonSettings) -> None:
         async with AsyncExitStack() as stack:
+            # Operators look at agents where they are registered.
+            elsewhere = isinstance(settings.broker, RemoteSettings)
             listening = Listening(
-                settings.metrics_listen, settings.metrics_chosen, settings.control_socket
+                settings.metrics_listen,
+                settings.metrics_chosen,
+                "" if elsewhere else settings.control_socket,
             )
             page = await stack.enter_async_context(operating(broker, listening))
             for spec in settings.forwards:

@@ -13,22 +13,25 @@ from whip_core.broker_options import (
     BROKER_OPTIONS,
     METRICS_LISTEN,
     OPTIONAL_TEXT,
+    REMOTE,
     TEXTS,
     Option,
     by_name,
     flags_of,
     read_broker,
     read_plugins,
+    read_remote,
     read_seconds,
     setting,
 )
 from whip_core.errors import SettingsError
 from whip_core.forward import ForwardSpec
 from whip_core.plugin_sources import PluginOptions
-from whip_core.settings import BrokerSettings
+from whip_core.settings import BrokerSettings, RemoteSettings
 
 OPTIONS: tuple[Option, ...] = (
     *BROKER_OPTIONS,
+    REMOTE,
     setting("--fallback", bool, False, "Let hosts that are not whip's out directly."),
     setting("--passthrough", TEXTS, [],
             "A host (*.db.testdom) or host:port whose tunnelled connections are relayed, "
@@ -74,7 +77,8 @@ class DoorSettings:
 class AddonSettings:
     """Everything the addon needs, checked."""
 
-    broker: BrokerSettings
+    broker: BrokerSettings | RemoteSettings
+    """Those of the broker inside, or of one elsewhere."""
     door: DoorSettings
     plugins: PluginOptions
     fallback: bool
@@ -104,7 +108,7 @@ def read(values: Mapping[str, Any], spell: Callable[[str], str] = by_name) -> Ad
     """Check the options' values. Raises `SettingsError`, naming options as `spell` does."""
     metrics_listen = values["whip_metrics_listen"]
     return AddonSettings(
-        broker=read_broker(values, spell),
+        broker=read_remote(values, spell) or read_broker(values, spell),
         door=_door(values, spell),
         plugins=read_plugins(values),
         fallback=values["whip_fallback"],

@@ -15,8 +15,8 @@ import typing
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 if typing.TYPE_CHECKING:
-    from whip_core.public import Broker, BrokerSettings, Caller, HttpRequest, TLSFiles, hookimpl
+    from whip_core.public import *
 else:
     from whip_core.when_asked import __getattr__  # noqa: F401
 
-__all__ = ["Broker", "BrokerSettings", "Caller", "HttpRequest", "TLSFiles", "hookimpl"]
+__all__ = ["Broker", "BrokerSettings", "Caller", "HttpRequest", "TLSFiles", "connect", "hookimpl"]

@@ -8,11 +8,10 @@ import logging
 import random
 import secrets
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
 
 from whip_core import control, settings
 from whip_core.activity import Activity
@@ -28,20 +27,25 @@ from whip_core.agents import (
 from whip_core.audit import AuditLog
 from whip_core.authorization import CertificateCoversName, PolicyRules
 from whip_core.awaited import Awaited
-from whip_core.caller import NOBODY, Caller
+from whip_core.caller import Caller
 from whip_core.certificates import Role
 from whip_core.control_server import ControlServer, ControlStream
 from whip_core.credentials import Credentials
+from whip_core.dial_address import DialAddress
+from whip_core.dial_desk import DialDesk
+from whip_core.dial_socket import Diallers, DialSocket
 from whip_core.dialer import Dialer
+from whip_core.dials import Dials
 from whip_core.errors import (
     RegistrationError,
     RemoteProtocolError,
     SettingsError,
     UnknownName,
 )
-from whip_core.forward import ForwardSpec, forwarding
+from whip_core.fabrics import ShippedFabrics
 from whip_core.metrics import BrokerMetrics
-from whip_core.names import AgentName, Target, check_labels, check_port, is_within, normalize
+from whip_core.names import AgentName, check_labels, check_port, is_within, normalize
+from whip_core.neighbours import Neighbours
 from whip_core.outliers import OutlierEjection
 from whip_core.picker_choice import make_picker
 from whip_core.plugin_settings import PluginSettings
@@ -54,20 +58,15 @@ from whip_core.registry import Contested, Joined, Registry
 from whip_core.reverse_listener import Arrival, ReverseListener
 from whip_core.session import Session
 from whip_core.stream import Stream
-from whip_core.stream_reader import BrokenLastReader
 from whip_core.tasks import TaskSet
 
 logger = logging.getLogger(__name__)
 
 MAX_PORTS = 1024
 """Ports one agent may expose: far above any service, far below what would hurt to keep."""
-READER_LIMIT = 64 * 1024
-"""Octets a StreamReader holds before it stops reading (twice that): asyncio's own default."""
-
-ProtocolT = TypeVar("ProtocolT", bound=asyncio.BaseProtocol)
 
 
-class Broker:
+class Broker(Dials):
     """An async context manager: while it is open, agents register and can be dialled.
 
     At its end streams that still run are cut: their readers are told so.
@@ -88,6 +87,7 @@ class Broker:
         plugins: Sequence[object] = (),
         plugin_settings: PluginSettings | None = None,
     ) -> None:
+        super().__init__()
         self.settings = settings
         self.broker_id = secrets.token_hex(8)
         self.metrics = BrokerMetrics()
@@ -95,6 +95,13 @@ class Broker:
         if settings.policy is not None:
             rules.append(PolicyRules(_read_policy(settings.policy)))
         self._outliers = OutlierEjection(self._eject) if settings.outlier_ejection else None
+        self._desk = DialDesk(
+            lambda: self._dialer,
+            lambda: self.agents,
+            self._view,
+            self._known_domains,
+            self._stopping,
+        )
         self._audit_log = AuditLog(settings.audit_log) if settings.audit_log else None
         self.activity = Activity()
         self.plugins = Plugins(
@@ -102,6 +109,8 @@ class Broker:
                 make_picker(settings.picker),
                 *rules,
                 *([self._outliers] if self._outliers else []),
+                ShippedFabrics(),
+                *([self._desk] if settings.dial_listen else []),
                 self.metrics,
                 self.activity,
                 *([self._audit_log] if self._audit_log else []),
@@ -116,8 +125,9 @@ class Broker:
         self._sessions_by_id: dict[str, Session] = {}
         self._admission = Admission(settings.limits)
         self._dialer = Dialer(self._registry, self.plugins, settings.dial_timeout, self._admission)
+        self._dial_socket: DialSocket | None = None
+        self._neighbours: Neighbours | None = None
         self._credentials: Credentials | None = None
-        self._stopping = asyncio.Event()
         self._tasks = TaskSet()
         self._stack = contextlib.AsyncExitStack()
         self.metrics.watch_parked(self._parked_by_domain)
@@ -155,6 +165,12 @@ class Broker:
                     limits=self.settings.limits,
                 )
             )
+            if self.settings.fabric is not None:
+                self._dialer.elsewhere = self._neighbours = await stack.enter_async_context(
+                    self._make_neighbours(self.settings.fabric)
+                )
+            if self.settings.dial_listen:
+                self._dial_socket = await stack.enter_async_context(self._make_dial_socket())
             self._stack = stack.pop_all()
         if credentials is not None:
             self._tasks.spawn(credentials.watch(self._end_unbelieved), "watch TLS files")
@@ -197,6 +213,8 @@ class Broker:
         if self._stopping.is_set():
             return
         self._stopping.set()
+        if self._neighbours is not None:
+            self._neighbours.drain()
         for session in self._registry:
             if session.speaks_frames:
                 session.send(control.Draining("the broker is stopping"))
@@ -224,6 +242,34 @@ class Broker:
     def _reverse_address(self) -> tuple[str, int]:
         """What agents are told to connect back to."""
         return self.settings.external_host, self.settings.external_port or self.reverse_port
+
+    @property
+    def dial_addresses(self) -> list[DialAddress]:
+        """Where other processes can dial through this broker."""
+        return list(self._dial_socket.bound) if self._dial_socket is not None else []
+
+    def _make_neighbours(self, fabric: settings.FabricSettings) -> Neighbours:
+        return Neighbours(
+            self.plugins.fabric(fabric),
+            fabric.cluster,
+            self.broker_id,
+            lambda: self._reverse_address,
+            self._sessions_by_id,
+            self._registry,
+            self._awaited,
+            self.plugins,
+            self.metrics.fabric_message_dropped,
+        )
+
+    def _make_dial_socket(self) -> DialSocket:
+        settings = self.settings
+        return DialSocket(
+            self._desk,
+            settings.dial_listen,
+            self._credentials.server_context if self._credentials else None,
+            Diallers(settings.dial_allow, settings.dial_trust),
+            handshake_timeout=settings.handshake_timeout,
+        )
 
     @property
     def agents(self) -> list[AgentView]:
@@ -285,52 +331,17 @@ class Broker:
             return False
         return is_within(name, self._domains) or self._registry.is_ours(name)
 
-    # Dialling
+    async def _dial(
+        self, host: str, port: int, caller: Caller, wait: float, timeout: float | None
+    ) -> Stream:
+        return await self._dialer.dial(host, port, caller=caller, wait=wait, timeout=timeout)
 
-    async def open_connection(
-        self,
-        host: str,
-        port: int,
-        *,
-        caller: Caller = NOBODY,
-        wait: float = 0.0,
-        timeout: float | None = None,
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Like `asyncio.open_connection`: a reader and a writer of a stream to the service.
+    def _view(self, name: str) -> AgentView | None:
+        session = self._registry.get(name)
+        return session.view() if session is not None else None
 
-        Waits up to `wait` seconds for such an agent to appear, then takes up to `timeout`
-        seconds (None: the settings' `dial_timeout`). Raises `DialError`; afterwards the
-        reader raises `StreamReset` or `StreamCut` if the stream breaks. Cancelled, it
-        leaves nothing behind.
-        """
-        stream = await self._dialer.dial(host, port, caller=caller, wait=wait, timeout=timeout)
-        reader = BrokenLastReader(limit=READER_LIMIT)
-        protocol = asyncio.StreamReaderProtocol(reader)
-        stream.attach(protocol)
-        return reader, asyncio.StreamWriter(stream, protocol, reader, asyncio.get_running_loop())
-
-    async def create_connection(
-        self,
-        protocol_factory: Callable[[], ProtocolT],
-        host: str,
-        port: int,
-        *,
-        caller: Caller = NOBODY,
-        wait: float = 0.0,
-        timeout: float | None = None,
-    ) -> tuple[Stream, ProtocolT]:
-        """Like `loop.create_connection`: a transport with the factory's protocol on it.
-
-        Errors and time as for `open_connection`.
-        """
-        stream = await self._dialer.dial(host, port, caller=caller, wait=wait, timeout=timeout)
-        try:
-            protocol = protocol_factory()
-            stream.attach(protocol)
-        except BaseException:
-            stream.abort()
-            raise
-        return stream, protocol
+    def _known_domains(self) -> list[str]:
+        return [*self._domains, *self._registry.domains]
 
     @property
     def goes_by_caller(self) -> bool:
@@ -345,28 +356,6 @@ class Broker:
         Raises `DialError` if a plugin fails, or nobody has the name any more.
         """
         return self._dialer.destination(host, port, caller)
-
-    def forward(
-        self, host: str, port: int, *, listen_host: str = "127.0.0.1", listen_port: int = 0
-    ) -> contextlib.AbstractAsyncContextManager[tuple[str, int] | Path]:
-        """A local TCP listener for a service: `async with broker.forward(...) as address`.
-
-        Any program on this machine reaches `host:port` at the address it gives, (host,
-        port). Port 0 is one the system chooses.
-        """
-        return self.forwarding(ForwardSpec(Target.parse(host, port), listen_host, listen_port))
-
-    def forwarding(
-        self, spec: ForwardSpec, *, wait: float = 0.0
-    ) -> contextlib.AbstractAsyncContextManager[tuple[str, int] | Path]:
-        """The same for a parsed forward, which may also be a unix socket's path."""
-
-        async def dial(target: Target, caller: Caller) -> Stream:
-            return await self._dialer.dial(
-                target.name, target.port, caller=caller, wait=wait, timeout=None
-            )
-
-        return forwarding(spec, dial, self._stopping)
 
     # Agents: what the control server asks (`control_server.ControlHandler`)
 
@@ -435,6 +424,7 @@ class Broker:
                     reverse_host=host,
                     reverse_port=port,
                     software_version=version("whip-tunnel"),
+                    cluster=self._neighbours.cluster if self._neighbours else "",
                 )
             )
             session.pool.start()
@@ -448,6 +438,8 @@ class Broker:
         # back at once are not pinged at once for ever after.
         self._ping_later(session, random.uniform(0, self.settings.ping_interval))  # noqa: S311
         self.plugins.agent_joined(session.view())
+        if self._neighbours is not None:
+            self._neighbours.joined(session)
         self._dialer.agents_changed()
 
     def _ping_later(self, session: Session, delay: float) -> None:
@@ -471,6 +463,12 @@ class Broker:
             self._registry.standing_changed(session)
         if round_trip is not None:
             self.plugins.round_trip(session.view(), round_trip)
+        if self._neighbours is not None:
+            match message:
+                case control.ConnectFailed(connection_id, why):
+                    self._neighbours.connect_failed(connection_id, why)
+                case control.Draining():
+                    self._neighbours.draining(session)
 
     def left(self, session: Session, reason: str) -> None:
         self._end(session, None, reason)
@@ -502,6 +500,8 @@ class Broker:
             return
         reason = reason or str(why)
         self._registry.remove(session)
+        if self._neighbours is not None:
+            self._neighbours.left(session)
         self._admission.agent_left(session.peer)
         for timer in (session.next_ping, session.readmission):
             if timer is not None:

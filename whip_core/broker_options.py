@@ -7,6 +7,7 @@ already: --tls is whip_tls, --whip-grpc-listen-port is whip_grpc_listen_port.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any, TypeVar
 import click
 
 from whip_core import limits
+from whip_core.certificates import dns_pattern
+from whip_core.dial_address import DialAddress
 from whip_core.errors import SettingsError
 from whip_core.names import normalize
 from whip_core.options import option
@@ -27,12 +30,16 @@ from whip_core.settings import (
     HANDSHAKE_TIMEOUT,
     PREAMBLE_TIMEOUT,
     BrokerSettings,
+    FabricSettings,
+    RemoteSettings,
     TLSFiles,
 )
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 PREFIX = "whip_"
+CLUSTER = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""It is part of the fabric's subjects, where dots and wildcards mean something."""
 METRICS_LISTEN = "127.0.0.1:9464"
 
 OPTIONAL_TEXT: Any = str | None
@@ -128,11 +135,36 @@ BROKER_OPTIONS: tuple[Option, ...] = (
             name="no_plugins"),
     setting("--plugin-set", TEXTS, [], "A setting of a plugin's (repeatable).",
             "PLUGIN.KEY=VALUE"),
+    setting("--fabric", OPTIONAL_TEXT, None,
+            "What joins this broker to others, so that it reaches their agents: "
+            "nats://host:4222, tls://host:4222; several with commas.", "URL"),
+    setting("--fabric-cluster", str, "whip", "Only brokers of one cluster hear each other.",
+            "NAME"),
+    setting("--fabric-credentials-path", OPTIONAL_TEXT, None, "A file with NATS credentials."),
+    setting("--fabric-tls-ca-cert-path", OPTIONAL_TEXT, None,
+            "The CA that the fabric's servers must be from (PEM)."),
+    setting("--fabric-tls-key-path", OPTIONAL_TEXT, None, "Our private key there (PEM)."),
+    setting("--fabric-tls-cert-path", OPTIONAL_TEXT, None, "Our certificate there (PEM)."),
     setting("--metrics-listen", OPTIONAL_TEXT, None,
             f"Where the status page and /metrics are ({METRICS_LISTEN}); empty turns it off.",
             "HOST:PORT"),
     setting("--control-socket", OPTIONAL_TEXT, None,
             "The unix socket for `whip agents` and `whip top`; empty turns it off.", "PATH"),
+)  # fmt: skip
+REMOTE = setting("--broker", OPTIONAL_TEXT, None,
+                 "Dial through the `whip broker` with this dial socket (unix:/path or host:port) "
+                 "instead of being a broker.", "ADDRESS")  # fmt: skip
+"""For what can be a broker and can also use another."""
+DIAL_SOCKET_OPTIONS: tuple[Option, ...] = (
+    setting("--dial-listen", TEXTS, [],
+            "A dial socket, through which others dial: unix:/path, or host:port with TLS "
+            "(repeatable).", "ADDRESS"),
+    setting("--dial-allow", TEXTS, [],
+            "A certificate's name (or *.rest) that may dial over TCP, as itself (repeatable).",
+            "NAME"),
+    setting("--dial-trust", TEXTS, [],
+            "The same for a proxy, which is believed when it says for whom it dials (repeatable).",
+            "NAME"),
 )  # fmt: skip
 OF_ALL_COMMANDS = frozenset(
     f"{PREFIX}{name}"
@@ -143,6 +175,13 @@ OF_ALL_COMMANDS = frozenset(
     )
 )
 """What `whip_core.options.common_options` declares for every long-running command."""
+
+
+OF_A_BROKER = (
+    *("whip_external_tcp_address", "whip_external_tcp_port", "whip_listen_host"),
+    *("whip_picker", "whip_outlier_ejection", "whip_policy", "whip_plugins", "whip_fabric"),
+)
+"""What means nothing beside another broker, and says that somebody expects otherwise."""
 
 
 def declare(options: Iterable[Option]) -> Callable[[Command], Command]:
@@ -226,6 +265,82 @@ def read_broker(values: Mapping[str, Any], spell: Callable[[str], str] = by_name
         drain_timeout=read_seconds(values, "whip_drain_timeout", spell),
         audit_log=Path(log).expanduser() if (log := values["whip_audit_log"]) else None,
         limits=_limits(values, spell),
+        fabric=_fabric(values, spell),
+    )
+
+
+def _fabric(values: Mapping[str, Any], spell: Callable[[str], str]) -> FabricSettings | None:
+    paths = {
+        part: Path(values[f"whip_fabric_{name}"]).expanduser()
+        for part, name in (
+            ("credentials", "credentials_path"),
+            ("ca", "tls_ca_cert_path"),
+            ("key", "tls_key_path"),
+            ("cert", "tls_cert_path"),
+        )
+        if values[f"whip_fabric_{name}"]
+    }
+    if not values["whip_fabric"]:
+        if paths:
+            raise SettingsError(f"the files for a fabric need {spell('whip_fabric')}")
+        return None
+    if ("key" in paths) != ("cert" in paths) or ("key" in paths and "ca" not in paths):
+        raise SettingsError(
+            f"{spell('whip_fabric_tls_key_path')}, {spell('whip_fabric_tls_cert_path')} and "
+            f"{spell('whip_fabric_tls_ca_cert_path')} belong together"
+        )
+    cluster = values["whip_fabric_cluster"]
+    if not CLUSTER.fullmatch(cluster):
+        raise SettingsError(
+            f"{spell('whip_fabric_cluster')}: {cluster[:80]!r} is not a name of letters, digits, "
+            "- and _ (at most 64)"
+        )
+    return FabricSettings(url=values["whip_fabric"], cluster=cluster, **paths)
+
+
+def read_dial_socket(
+    values: Mapping[str, Any], broker: BrokerSettings, spell: Callable[[str], str] = by_name
+) -> BrokerSettings:
+    """The broker's settings with those of its dial sockets. Raises `SettingsError`."""
+    try:
+        names = {
+            name: tuple(map(dns_pattern, values[name]))
+            for name in ("whip_dial_allow", "whip_dial_trust")
+        }
+    except ValueError as error:
+        raise SettingsError(
+            f"{spell('whip_dial_allow')} and {spell('whip_dial_trust')}: {error}"
+        ) from error
+    return dataclasses.replace(
+        broker,
+        dial_listen=tuple(
+            DialAddress.parse(text, listen=True) for text in values["whip_dial_listen"]
+        ),
+        dial_allow=names["whip_dial_allow"],
+        dial_trust=names["whip_dial_trust"],
+    )
+
+
+def read_remote(
+    values: Mapping[str, Any], spell: Callable[[str], str] = by_name
+) -> RemoteSettings | None:
+    """What it takes to use another broker, if one is named. Raises `SettingsError`."""
+    if not values["whip_broker"]:
+        return None
+    own = {option.name: option.default for option in BROKER_OPTIONS}
+    for name in OF_A_BROKER:
+        if values[name] not in (own[name], list(own[name] or ()), tuple(own[name] or ())):
+            raise SettingsError(
+                f"{spell(name)} is for a broker: give it to the one at "
+                f"{spell('whip_broker')} {values['whip_broker']}"
+            )
+    address = DialAddress.parse(values["whip_broker"])
+    return RemoteSettings(
+        address=address,
+        tls=_tls_files(values, spell) if address.path is None else None,
+        domains=_domains(values, spell),
+        dial_timeout=read_seconds(values, "whip_dial_timeout", spell, least=0.001),
+        drain_timeout=read_seconds(values, "whip_drain_timeout", spell),
     )
 
 

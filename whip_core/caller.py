@@ -29,6 +29,9 @@ class Caller:
     request: HttpRequest | None = None
     request_id: str | None = None
     """The id a load balancer in front gave the request, carried into our logs."""
+    dialled_by: tuple[str, ...] = ()
+    """DNS names of the certificate of the program that dialled, if it did so over a broker's
+    dial socket in TCP: proved to the broker, where all else may be that program's word."""
 
 
 NOBODY = Caller()

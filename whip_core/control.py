@@ -59,6 +59,8 @@ class Registered:
     reverse_host: str
     reverse_port: int
     software_version: str = ""
+    cluster: str = ""
+    """Names the fabric by which this broker reaches its neighbours' agents; empty: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +88,29 @@ class Park:
 
 
 @dataclass(frozen=True, slots=True)
+class Visit:
+    """Broker: a neighbour of mine, that you have no control stream to, wants connections.
+
+    Keep `connections` idle ones open to `reverse_host:reverse_port`, where they show the
+    id and secret given here (0: no more), and open one for the dial `connection_id`, if
+    there is one, for your port `local_port`.
+    """
+
+    broker_id: str
+    session_id: str
+    secret: str
+    reverse_host: str
+    reverse_port: int
+    connections: int
+    connection_id: str = ""
+    local_port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Ping:
     sequence: int
     ping_timestamp: int
 
 
 AgentMessage = Register | ConnectFailed | Pong | Draining
-BrokerMessage = Registered | AlreadyRegistered | Connect | Park | Ping | Draining
+BrokerMessage = Registered | AlreadyRegistered | Connect | Park | Visit | Ping | Draining

@@ -136,6 +136,20 @@ def encode_broker_message(message: control.BrokerMessage) -> bytes:
                     reverse_host=message.reverse_host,
                     reverse_port=message.reverse_port,
                     software_version=message.software_version,
+                    cluster=message.cluster,
+                )
+            )
+        case control.Visit():
+            wire.visit.MergeFrom(
+                pb.Visit(
+                    broker_id=message.broker_id,
+                    session_id=message.session_id,
+                    secret=message.secret,
+                    reverse_host=message.reverse_host,
+                    reverse_port=message.reverse_port,
+                    connections=message.connections,
+                    connection_iD=message.connection_id,
+                    local_port=message.local_port,
                 )
             )
         case control.AlreadyRegistered(broker_id):
@@ -172,11 +186,24 @@ def decode_broker_message(data: bytes) -> control.BrokerMessage | None:
                 reverse_host=registered.reverse_host,
                 reverse_port=registered.reverse_port,
                 software_version=registered.software_version,
+                cluster=_text(registered.cluster),
             )
         case "already_registered":
             return control.AlreadyRegistered(wire.already_registered.broker_id)
         case "park":
             return control.Park(wire.park.connections)
+        case "visit":
+            visit = wire.visit
+            return control.Visit(
+                broker_id=_text(visit.broker_id),
+                session_id=visit.session_id,
+                secret=visit.secret,
+                reverse_host=_text(visit.reverse_host),
+                reverse_port=visit.reverse_port,
+                connections=visit.connections,
+                connection_id=visit.connection_iD,
+                local_port=visit.local_port,
+            )
         case "draining":
             return control.Draining(wire.draining.reason)
         case _:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from whip_core.admission import Admission
 from whip_core.agents import AgentView, Destination, DialFinished, FailedAttempt, StreamClosed
@@ -34,6 +36,10 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 3
 """Into how many a dial's time is divided at the most: an agent that does not answer must
 leave time for others, and each must have enough for a long path."""
+
+
+SEEK_INTERVAL = 0.5
+"""Seconds between two looks elsewhere for an agent that is waited for: nobody tells us."""
 
 
 @dataclass(slots=True)
@@ -92,8 +98,17 @@ class Dial:
         )
 
 
+class Elsewhere(Protocol):
+    """Where agents may be found that are not registered here."""
+
+    async def find(
+        self, target: Target, caller: Caller, tried: Collection[Session]
+    ) -> Candidates[Session] | None:
+        """Who may serve `target`, but for those `tried`; may raise `DialError`."""
+
+
 class Dialer:
-    """Opens streams to registered agents."""
+    """Opens streams to registered agents, and to those that are found `elsewhere`."""
 
     def __init__(
         self,
@@ -102,6 +117,7 @@ class Dialer:
         timeout: float,
         admission: Admission | None = None,
     ) -> None:
+        self.elsewhere: Elsewhere | None = None
         self._admission = admission or Admission(Limits())
         self._registry = registry
         self._plugins = plugins
@@ -179,7 +195,12 @@ class Dialer:
         except ValueError as error:
             raise UnknownName(str(error)) from error
         asked = self._plugins.resolve(target, caller)
-        candidates = self._registry.resolve(asked)
+        try:
+            candidates = self._registry.resolve(asked)
+        except UnknownName:
+            if self.elsewhere is None:
+                raise
+            return None  # only a dial finds out
         if len(candidates) == 1:
             return Destination(asked, candidates.first().session.name)
         picked = self._plugins.pick_by_caller(asked, candidates.views, caller)
@@ -200,7 +221,7 @@ class Dialer:
 
     async def _dial(self, dial: Dial, wait: float, timeout: float) -> Stream:
         asked = dial.asked = self._plugins.resolve(dial.target, dial.caller)
-        candidates = await self._resolve(asked, wait)
+        candidates = await self._resolve(asked, dial.caller, wait)
         dial.resolve_seconds = time.monotonic() - dial.started
         deadline = time.monotonic() + timeout
         tried: set[Session] = set()
@@ -216,20 +237,34 @@ class Dialer:
                 return await self._open(dial, candidate, patience)
             except DialError as error:
                 dial.failed.append(FailedAttempt(candidate.session.view(), error))
-                untried = self._untried(asked, tried)
+                untried = await self._untried(asked, dial.caller, tried)
                 if untried is None or time.monotonic() >= deadline:
                     raise
                 candidates = untried
                 logger.warning("%s: %s; trying another agent", dial, error)
 
-    def _untried(self, target: Target, tried: set[Session]) -> Candidates[Session] | None:
+    async def _untried(
+        self, target: Target, caller: Caller, tried: set[Session]
+    ) -> Candidates[Session] | None:
         """Who else may serve `target` by now; an agent that came back is another session."""
         try:
             return self._registry.resolve(target, tried)
         except (UnknownName, PortNotExposed):
-            return None
+            return await self._find_elsewhere(target, caller, tried)
 
-    async def _resolve(self, target: Target, wait: float) -> Candidates[Session]:
+    async def _find_elsewhere(
+        self, target: Target, caller: Caller, tried: Collection[Session]
+    ) -> Candidates[Session] | None:
+        if self.elsewhere is None:
+            return None
+        try:
+            return await self.elsewhere.find(target, caller, tried)
+        except PortNotExposed:
+            if tried:
+                return None
+            raise
+
+    async def _resolve(self, target: Target, caller: Caller, wait: float) -> Candidates[Session]:
         deadline = asyncio.get_running_loop().time() + wait
         while True:
             if self.closed:
@@ -237,14 +272,16 @@ class Dialer:
             try:
                 return self._registry.resolve(target)
             except UnknownName:
-                if wait <= 0:
-                    raise
                 changed = self._changed
-                try:
-                    async with asyncio.timeout_at(deadline):
+                if found := await self._find_elsewhere(target, caller, ()):
+                    return found
+                now = asyncio.get_running_loop().time()
+                if now >= deadline:
+                    raise
+                again = deadline if self.elsewhere is None else min(deadline, now + SEEK_INTERVAL)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(again):
                         await changed.wait()
-                except TimeoutError:
-                    wait = 0
 
     def _pick(
         self,
@@ -258,7 +295,9 @@ class Dialer:
         picked = self._plugins.pick(target, candidates.views, caller)
         agent = picked.agent
         if isinstance(agent, AgentView):
-            candidate = self._registry.candidate(target, agent.name)
+            candidate = self._registry.candidate(target, agent.name) or next(
+                (each for each in candidates if each.session.session_id == agent.session_id), None
+            )
             if (
                 candidate is not None
                 and candidate.session.session_id == agent.session_id

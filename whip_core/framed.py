@@ -33,6 +33,8 @@ CANCELLED = "the dial was cancelled"
 
 OnOpen = Callable[["FramedConnection", frames.OpenRequested], asyncio.Task[Any]]
 OnChange = Callable[["FramedConnection"], None]
+Failure = Callable[[int, str], DialError]
+"""The error for a FAILED frame's code and text."""
 
 
 class FramedConnection(asyncio.Protocol):
@@ -41,6 +43,7 @@ class FramedConnection(asyncio.Protocol):
     `on_open` (acceptor) is called for each OPEN and returns the task that will `accept` or
     `refuse`; it is cancelled if the connection goes first. `on_idle` is called when a
     stream or a refused open has left the connection parked, `on_lost` when it is gone.
+    `dial_socket` says that it is one to a broker's dial socket, `failure` how FAILED is read.
     """
 
     can_half_close = True
@@ -52,8 +55,12 @@ class FramedConnection(asyncio.Protocol):
         on_open: OnOpen | None = None,
         on_idle: OnChange | None = None,
         on_lost: OnChange | None = None,
+        dial_socket: bool = False,
+        failure: Failure | None = None,
     ) -> None:
-        self._codec = FrameCodec(role)
+        self._codec = FrameCodec(role, dial_socket=dial_socket)
+        self._failure = failure or _open_error
+        self._whose = "the broker's" if dial_socket else "the agent's"
         self._on_open = on_open
         self._on_idle = on_idle
         self._on_lost = on_lost
@@ -107,21 +114,23 @@ class FramedConnection(asyncio.Protocol):
         *,
         extra: Mapping[str, Any],
         on_finished: Callable[[Stream], None] | None = None,
+        name: str = "",
     ) -> Stream:
-        """Open a stream to the peer's `port`.
+        """Open a stream to the peer's `port`; a dial socket is told a `name` too.
 
-        Raises `ServiceRefused` or `PortNotExposed` if the peer says so (the connection is
-        parked again), `AgentGone` if the connection is lost. Cancelled, it resets the
-        connection: whatever the answer would have been, nobody gets it.
+        What it tells of who serves is the stream's extra info "opened". Raises
+        `ServiceRefused` or `PortNotExposed` if the peer says so (the connection is parked
+        again), `AgentGone` if the connection is lost. Cancelled, it resets the connection:
+        whatever the answer would have been, nobody gets it.
         """
         if self.lost:
-            raise AgentGone("the agent's connection was lost")
+            raise AgentGone(f"{self._whose} connection was lost")
         if not self.is_parked:
             raise LocalProtocolError(f"{self!r} is not parked")
         self._extra = extra
         self._on_finished = on_finished
         opening: asyncio.Future[Stream] = asyncio.get_running_loop().create_future()
-        self.transport.write(self._codec.open(port, dial_id))
+        self.transport.write(self._codec.open(port, dial_id, name))
         self._opening = opening
         try:
             return await opening
@@ -140,12 +149,13 @@ class FramedConnection(asyncio.Protocol):
         *,
         extra: Mapping[str, Any],
         on_finished: Callable[[Stream], None] | None = None,
+        told: str = "",
     ) -> Stream:
-        """Answer OPENED; the stream is open from here on."""
+        """Answer OPENED; the stream is open from here on. A dial socket tells who serves it."""
         self._answering = None
         self._extra = extra
         self._on_finished = on_finished
-        self.transport.write(self._codec.opened())
+        self.transport.write(self._codec.opened(told))
         return self._start_stream()
 
     def refuse(self, code: int, why: str) -> None:
@@ -215,14 +225,16 @@ class FramedConnection(asyncio.Protocol):
                     self._doubt(RemoteProtocolError("this end accepts no streams"))
                 else:
                     self._answering = self._on_open(self, event)
-            case frames.Opened():
+            case frames.Opened(told):
                 opening = self._take_opening()
+                if told:
+                    self._extra = {**self._extra, "opened": told}
                 if opening is None:
                     self._send_reset(CANCELLED)
                 else:
                     opening.set_result(self._start_stream())
             case frames.OpenFailed(code, why):
-                self._fail_opening(_open_error(code, why))
+                self._fail_opening(self._failure(code, why))
                 self._idle()
             case frames.ResetReceived(why):
                 self._lose(broken(why), "reset")
@@ -305,7 +317,7 @@ class FramedConnection(asyncio.Protocol):
             self._linger.cancel()
         if self._answering is not None:
             self._answering.cancel()
-        self._fail_opening(AgentGone(f"the agent's connection was lost: {error}"))
+        self._fail_opening(AgentGone(f"{self._whose} connection was lost: {error}"))
         stream, self._stream = self._stream, None
         if stream is not None:
             lacks_bytes = may_lack_bytes or self.transport.get_write_buffer_size()

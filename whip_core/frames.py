@@ -13,6 +13,10 @@ the *opener*: it alone starts streams. The agent is the *acceptor*. One stream a
   that the state does not allow is a `RemoteProtocolError`, after which the connection is
   of no use: two users' streams follow each other here, so there is no benefit of the doubt.
 
+A broker's dial socket speaks the same frames, by the same table: there the dialling program
+is the opener and the broker the acceptor. OPEN carries the name that is dialled, and with it
+what the dial needs besides (`dial_wire`); OPENED tells who serves it. Both may be longer there.
+
 The table below says the same. Both sides hold it, each with its own view of the state;
 frames in flight cannot break it, because only OPEN leaves PARKED and only the opener
 sends that.
@@ -33,6 +37,8 @@ MAX_DATA_SIZE = 256 * 1024
 that a PING waiting behind it is answered soon."""
 MAX_CONTROL_SIZE = 2048
 """Octets of any other frame: an id, a name and a sentence fit."""
+MAX_ASK_SIZE = 128 * 1024
+"""Octets of OPEN and OPENED on a dial socket: all headers of any request that a proxy takes."""
 MAX_REASON_SIZE = 1024
 """Octets of the text in FAILED and RESET; longer texts are cut."""
 DIAL_ID_SIZE = 16
@@ -133,12 +139,14 @@ class OpenRequested:
     port: int
     dial_id: bytes
     name: str
-    """Empty between broker and agent, where the connection says whose it is."""
+    """Empty between broker and agent, where the connection says whose it is. On a dial
+    socket the name that is dialled and what `dial_wire` puts behind it."""
 
 
 @dataclass(slots=True)
 class Opened:
-    pass
+    told: str = ""
+    """Who serves the dial, as a dial socket tells it; empty between broker and agent."""
 
 
 @dataclass(slots=True)
@@ -186,10 +194,14 @@ Event = (
 
 
 class FrameCodec:
-    """One side of a reverse connection. `state` is its view of the table above."""
+    """One side of a reverse connection, or of one to a dial socket.
 
-    def __init__(self, role: Role) -> None:
+    `state` is its view of the table above.
+    """
+
+    def __init__(self, role: Role, *, dial_socket: bool = False) -> None:
         self.role = role
+        self._dial_socket = dial_socket
         self._sender_table = _BY_SENDER[role]
         self._receiver_table = _BY_SENDER[_ACCEPTOR if role is _OPENER else _OPENER]
         self.dial_id = b""
@@ -220,13 +232,17 @@ class FrameCodec:
         if len(dial_id) != DIAL_ID_SIZE:
             raise LocalProtocolError(f"a dial id has {DIAL_ID_SIZE} bytes")
         body = port.to_bytes(2, "big") + dial_id + name.encode()
+        if len(body) > self._most(FrameType.OPEN):
+            raise LocalProtocolError(
+                f"a dial's facts take {len(body)} bytes (at most {self._most(FrameType.OPEN)})"
+            )
         self._send(FrameType.OPEN)
         self.dial_id = dial_id
         return _frame(FrameType.OPEN, body)
 
-    def opened(self) -> bytes:
+    def opened(self, told: str = "") -> bytes:
         self._send(FrameType.OPENED)
-        return _frame(FrameType.OPENED, self.dial_id)
+        return _frame(FrameType.OPENED, self.dial_id + told.encode())
 
     def failed(self, code: int, why: str) -> bytes:
         self._send(FrameType.FAILED)
@@ -347,11 +363,16 @@ class FrameCodec:
         frame_type = _FRAME_TYPES[number]
         if frame_type is FrameType.DATA:
             _checked_size(length)
-        elif length > MAX_CONTROL_SIZE:
+        elif length > MAX_CONTROL_SIZE and length > self._most(frame_type):
             raise RemoteProtocolError(
-                f"{frame_type.name} of {length} bytes (at most {MAX_CONTROL_SIZE})"
+                f"{frame_type.name} of {length} bytes (at most {self._most(frame_type)})"
             )
         return frame_type, length
+
+    def _most(self, frame_type: FrameType) -> int:
+        """Octets that a frame of this type may have."""
+        carries_facts = frame_type in (FrameType.OPEN, FrameType.OPENED)
+        return MAX_ASK_SIZE if self._dial_socket and carries_facts else MAX_CONTROL_SIZE
 
     def _event(self, frame_type: FrameType, body: bytes) -> Event:
         event = self._parse(frame_type, body)
@@ -376,8 +397,9 @@ class FrameCodec:
                 name = body[2 + DIAL_ID_SIZE :].decode(errors="replace")
                 return OpenRequested(int.from_bytes(body[:2], "big"), self.dial_id, name)
             case FrameType.OPENED:
-                self._check_id(frame_type, body)
-                return Opened()
+                end = DIAL_ID_SIZE if self._dial_socket else len(body)
+                self._check_id(frame_type, body[:end])
+                return Opened(body[end:].decode(errors="replace"))
             case FrameType.FAILED:
                 self._check_id(frame_type, body[:DIAL_ID_SIZE])
                 code = body[DIAL_ID_SIZE] if len(body) > DIAL_ID_SIZE else 0

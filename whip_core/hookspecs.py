@@ -32,8 +32,10 @@ from whip_core.agents import (
     StreamClosed,
 )
 from whip_core.caller import Caller
+from whip_core.fabric import Fabric
 from whip_core.local_request import LocalAnswer, LocalRequest
 from whip_core.names import Target
+from whip_core.settings import FabricSettings
 
 PROJECT = "whip"
 
@@ -94,6 +96,15 @@ def whip_pick(target: Target, candidates: Sequence[AgentView], caller: Caller) -
     """One of `candidates` (two or more) to try next; None leaves it to the next plugin.
 
     Asked again, without the ones that failed, when a candidate cannot be opened.
+    """
+
+
+@hookspec(firstresult=True)
+def whip_fabric(settings: FabricSettings) -> Fabric | None:
+    """What joins this broker to others; None leaves it to the next plugin.
+
+    Asked once, when a broker with `settings.fabric` starts. Synchronous: connecting is
+    `Fabric.open`'s. Raises `SettingsError` for settings it cannot use.
     """
 
 

@@ -92,6 +92,12 @@ class BrokerMetrics:
             registry=registry,
         )
 
+        self._dropped = Counter(
+            "whip_server_fabric_dropped_messages",
+            "Messages of other brokers that were not let in",
+            ["reason"],
+            registry=registry,
+        )
         self._expiry = _expiry_gauge(registry)
         self._children: dict[tuple[int, tuple[str, ...]], Any] = {}
 
@@ -167,6 +173,9 @@ class BrokerMetrics:
         self._of(self._connections, domain, str(stream.port)).dec()
         self._of(self._bytes, domain, "to_agent").inc(stream.bytes_to_agent)
         self._of(self._bytes, domain, "from_agent").inc(stream.bytes_from_agent)
+
+    def fabric_message_dropped(self, reason: str) -> None:
+        self._of(self._dropped, reason).inc()
 
     @hookimpl
     def whip_request_finished(self, request: RequestFinished) -> None:

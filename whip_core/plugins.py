@@ -16,11 +16,13 @@ from whip_core.agents import (
 )
 from whip_core.caller import Caller
 from whip_core.errors import PluginError, SettingsError
+from whip_core.fabric import Fabric
 from whip_core.hookspecs import ASKED_BY_BROKERS
 from whip_core.names import Target
 from whip_core.picker_choice import ChosenPicker
 from whip_core.plugin_host import Call, Described, PluginFailed, PluginHost
 from whip_core.plugin_settings import PluginSettings
+from whip_core.settings import FabricSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,22 @@ class Plugins:
             raise PluginError(f"{target}: {failed}") from failed
 
     # Events
+
+    @property
+    def judge_dials(self) -> bool:
+        """Whether any plugin has a say in who may dial."""
+        return bool(self._host.calls("whip_authorize_dial"))
+
+    def fabric(self, settings: FabricSettings) -> Fabric:
+        """What the first plugin makes of the settings; `SettingsError` if none knows how."""
+        for call in self._host.calls("whip_fabric"):
+            made: Fabric | None = call([settings])  # its `SettingsError` is for the user
+            if made is not None:
+                return made
+        raise SettingsError(
+            f"--fabric {settings.url!r}: no plugin makes such a fabric; "
+            "write nats://host:4222 or tls://host:4222"
+        )
 
     def agent_joined(self, agent: AgentView) -> None:
         self._host.notify("whip_agent_joined", agent)

@@ -111,6 +111,11 @@ class Registry(Generic[Session]):
         if len(self._domains_seen) > MAX_REMEMBERED_DOMAINS:
             del self._domains_seen[next(iter(self._domains_seen))]
 
+    @property
+    def domains(self) -> list[str]:
+        """The domains that have, or ever had, an agent."""
+        return list(self._domains_seen)
+
     def is_ours(self, name: str) -> bool:
         """Whether a normalized name is registered, or in a domain that ever had an agent."""
         if name in self._by_name:
@@ -121,6 +126,12 @@ class Registry(Generic[Session]):
                 return True
             parent = parent.partition(".")[2]
         return False
+
+    def named(self, name: str) -> list[Session]:
+        """The instance of that name, else the domain's members, without those that drain."""
+        instance = self._by_name.get(name)
+        named = [instance] if instance else self._by_domain.get(name, {}).values()
+        return [session for session in named if not session.draining]
 
     def resolve(self, target: Target, without: Collection[Session] = ()) -> Candidates[Session]:
         """Who may serve `target`: the instance of that name, else the domain's members.

@@ -6,6 +6,7 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from whip_core.dial_address import DialAddress
 from whip_core.errors import SettingsError
 from whip_core.limits import Limits
 
@@ -51,6 +52,23 @@ class TLSFiles:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FabricSettings:
+    """What joins a broker to others (`whip_core.fabric`).
+
+    `url` says where, and by its scheme what it is; several are separated by commas. Only
+    brokers of the same `cluster` hear each other. `credentials` is a file as NATS makes
+    them; `ca`, and `key` and `cert` together, are PEM files for its TLS.
+    """
+
+    url: str
+    cluster: str = "whip"
+    credentials: Path | None = None
+    ca: Path | None = None
+    key: Path | None = None
+    cert: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerSettings:
     """Everything a broker needs to start.
 
@@ -60,6 +78,10 @@ class BrokerSettings:
     system choose. `domains` are the names that belong to whip even while no agent has
     them: they never go anywhere else. `picker` is what --picker takes, and `policy` a
     TOML file that says who may reach what (docs/policy.md).
+
+    `dial_listen` is where other processes may dial through this broker. In TCP that takes a
+    certificate with one of the names in `dial_allow` (its holder dials as itself) or in
+    `dial_trust` (its holder, a proxy, says for whom).
     """
 
     external_host: str = "localhost"
@@ -79,6 +101,10 @@ class BrokerSettings:
     probe_timeout: float = PROBE_TIMEOUT
     handshake_timeout: float = HANDSHAKE_TIMEOUT
     preamble_timeout: float = PREAMBLE_TIMEOUT
+    dial_listen: tuple[DialAddress, ...] = ()
+    dial_allow: tuple[str, ...] = ()
+    dial_trust: tuple[str, ...] = ()
+    fabric: FabricSettings | None = None
     drain_timeout: float = DRAIN_TIMEOUT
     audit_log: Path | None = None
     limits: Limits = field(default_factory=Limits)
@@ -93,6 +119,29 @@ class BrokerSettings:
         if self.listen_host is not None:
             return (self.listen_host,)
         return ("::", "0.0.0.0") if self.tls is not None else ("::1", "127.0.0.1")  # noqa: S104
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteSettings:
+    """What it takes to dial through a broker in another process.
+
+    `tls` is for an `address` in TCP. `domains` belong to whip whatever that broker says.
+    """
+
+    address: DialAddress
+    tls: TLSFiles | None = None
+    domains: tuple[str, ...] = ()
+    dial_timeout: float = DIAL_TIMEOUT
+    drain_timeout: float = DRAIN_TIMEOUT
+
+    @property
+    def external_host(self) -> str:
+        """Where the agents are, as far as it is known here."""
+        return str(self.address)
+
+    @property
+    def external_port(self) -> int:
+        return self.address.port
 
 
 def is_loopback(host: str) -> bool:

@@ -23,7 +23,7 @@ from whip_core.errors import SettingsError, UnknownName
 from whip_core.metrics import exposition
 from whip_core.names import printable
 from whip_core.routes import JSON, Answer, BadRequest, Request, Response, Routes, as_json
-from whip_core.settings import BrokerSettings, is_loopback
+from whip_core.settings import BrokerSettings, RemoteSettings, is_loopback
 
 INTERNAL_HOST = "whip.internal"
 """Where the page is for clients of the proxy; no DNS is asked for it."""
@@ -56,7 +56,9 @@ OPEN_TO_ALL = frozenset({"/metrics", "/healthz", "/readyz"})
 class Watched(Protocol):
     """What is looked at: `whip_core.Broker`, or a test's own."""
 
-    settings: BrokerSettings
+    @property
+    def settings(self) -> BrokerSettings | RemoteSettings: ...
+
     activity: Activity
 
     @property

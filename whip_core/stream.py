@@ -54,7 +54,8 @@ class Stream(asyncio.Transport):
         extra: Mapping[str, Any],
         on_finished: Callable[[Stream], None] | None = None,
     ) -> None:
-        super().__init__(dict(extra))
+        self._extra: dict[str, Any] = dict(extra)
+        super().__init__(self._extra)
         self.dial_id = dial_id
         self.bytes_sent = 0
         self.bytes_received = 0
@@ -80,6 +81,10 @@ class Stream(asyncio.Transport):
             f"<Stream {self.dial_id[:8]} {state} "
             f"sent={self.bytes_sent} received={self.bytes_received}>"
         )
+
+    def describe(self, **extra: Any) -> None:
+        """Add to what `get_extra_info` knows."""
+        self._extra.update(extra)
 
     # The transport's face
 

@@ -373,10 +373,15 @@ async def connect(
     """
     wire, done = _client_wire(protocol, context, host, handshake_timeout)
     loop = asyncio.get_running_loop()
-    if sock is not None:
-        plain, _ = await loop.create_connection(lambda: wire, sock=sock)
-    else:
-        plain, _ = await loop.create_connection(lambda: wire, host, port)
+    try:
+        if sock is not None:
+            plain, _ = await loop.create_connection(lambda: wire, sock=sock)
+        else:
+            plain, _ = await loop.create_connection(lambda: wire, host, port)
+    except BaseException:
+        if not done.cancel():
+            done.exception()  # nobody waits for it any more
+        raise
     return await _established(wire, done, plain)
 
 

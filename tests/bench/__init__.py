@@ -6,4 +6,6 @@ round      every contender once, one after the other, so that a busy moment hits
 row        one line of the table: a number, or a ratio of two contenders, and its target
 cost       the CPU seconds and the memory of the processes that a contender consists of
 fleet      many scripted agents in few processes
+scale      many agents at several brokers, by itself: `python -m bench.scale`
+swarm      the agents of that: they come back and take dials
 """

@@ -1,4 +1,4 @@
-"""`whip forward`: a broker with local ports, without mitmproxy."""
+"""`whip forward`: local ports, of a broker of its own or of another, without mitmproxy."""
 
 from __future__ import annotations
 
@@ -13,51 +13,62 @@ from whip_core.broker import Broker
 from whip_core.broker_options import (
     BROKER_OPTIONS,
     METRICS_LISTEN,
+    REMOTE,
     chosen,
     declare,
     flags_of,
     read_broker,
     read_plugins,
+    read_remote,
     read_seconds,
 )
 from whip_core.errors import SettingsError
 from whip_core.forward import ForwardSpec
 from whip_core.operating import Listening, operating
 from whip_core.options import common_options, run, set_up_logging, was_given
+from whip_core.remote import RemoteBroker
 from whip_core.tasks import TaskSet
+
+OPTIONS = (*BROKER_OPTIONS, REMOTE)
 
 
 @click.command()
 @click.argument("forwards", nargs=-1, required=True, metavar="LISTEN:NAME:PORT…")
 @common_options(metrics_listen=METRICS_LISTEN)
-@declare(BROKER_OPTIONS)
+@declare(OPTIONS)
 def forward(forwards: tuple[str, ...], log_level: str, **values: Any) -> None:
     """Local ports that lead to private services: 15432:db1.testdom:5432 and the like.
 
     LISTEN is a port on loopback, host:port, or unix:/path.
     """
     set_up_logging(log_level)
-    spell = flags_of(BROKER_OPTIONS)
-    options = chosen(BROKER_OPTIONS, values, metrics_given=was_given("metrics_listen"))
+    spell = flags_of(OPTIONS)
+    options = chosen(OPTIONS, values, metrics_given=was_given("metrics_listen"))
     try:
         specs = [ForwardSpec.parse(text) for text in forwards]
+        remote = read_remote(options, spell)
         plugins = read_plugins(options)
-        broker = Broker(
-            read_broker(options, spell),
-            plugins=plugins.load(),
-            plugin_settings=plugins.read_settings(),
-        )
+        if remote is not None:
+            broker: Broker | RemoteBroker = RemoteBroker(remote)
+        else:
+            broker = Broker(
+                read_broker(options, spell),
+                plugins=plugins.load(),
+                plugin_settings=plugins.read_settings(),
+            )
         wait = read_seconds(options, "whip_wait", spell)
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
     listening = Listening(
-        values["metrics_listen"], was_given("metrics_listen"), options["whip_control_socket"]
+        values["metrics_listen"],
+        was_given("metrics_listen"),
+        options["whip_control_socket"] if remote is None else "",
     )
     run(_serve(broker, specs, wait, listening), log_level)
 
 
 async def _serve(
-    broker: Broker, specs: list[ForwardSpec], wait: float, listening: Listening
+    broker: Broker | RemoteBroker, specs: list[ForwardSpec], wait: float, listening: Listening
 ) -> None:
     stop, at_once = asyncio.Event(), asyncio.Event()
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\nwhip.proto\x12\x02v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa4\x01\n\rRequestStream\x12 \n\x08register\x18\x01 \x01(\x0b\x32\x0c.v1.RegisterH\x00\x12+\n\x0e\x63onnect_failed\x18\x02 \x01(\x0b\x32\x11.v1.ConnectFailedH\x00\x12\x18\n\x04pong\x18\x03 \x01(\x0b\x32\x08.v1.PongH\x00\x12 \n\x08\x64raining\x18\x10 \x01(\x0b\x32\x0c.v1.DrainingH\x00\x42\x08\n\x06stream\"\xf3\x01\n\x08Register\x12\x10\n\x08hostname\x18\x01 \x01(\t\x12\x0e\n\x06\x64omain\x18\x02 \x01(\t\x12\r\n\x05ports\x18\x03 \x03(\r\x12\x18\n\x10protocol_version\x18\x10 \x01(\r\x12\x13\n\x0binstance_id\x18\x11 \x01(\t\x12\x18\n\x10software_version\x18\x12 \x01(\t\x12(\n\x06labels\x18\x13 \x03(\x0b\x32\x18.v1.Register.LabelsEntry\x12\x14\n\x0cheld_brokers\x18\x14 \x03(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"=\n\rConnectFailed\x12\x15\n\rconnection_iD\x18\x01 \x01(\t\x12\x15\n\rerror_message\x18\x02 \x01(\t\"\x80\x01\n\x04Pong\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x32\n\x0eping_timestamp\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0epong_timestamp\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"+\n\x12\x43onnectionPreamble\x12\x15\n\rconnection_iD\x18\x01 \x01(\t\"\xeb\x01\n\x0eResponseStream\x12\x1e\n\x07\x63onnect\x18\x01 \x01(\x0b\x32\x0b.v1.ConnectH\x00\x12\x18\n\x04ping\x18\x02 \x01(\x0b\x32\x08.v1.PingH\x00\x12$\n\nregistered\x18\x10 \x01(\x0b\x32\x0e.v1.RegisteredH\x00\x12\x33\n\x12\x61lready_registered\x18\x11 \x01(\x0b\x32\x15.v1.AlreadyRegisteredH\x00\x12\x18\n\x04park\x18\x12 \x01(\x0b\x32\x08.v1.ParkH\x00\x12 \n\x08\x64raining\x18\x13 \x01(\x0b\x32\x0c.v1.DrainingH\x00\x42\x08\n\x06stream\"P\n\x07\x43onnect\x12\x15\n\rconnection_iD\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\x12\x12\n\nlocal_port\x18\x04 \x01(\r\"L\n\x04Ping\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x32\n\x0eping_timestamp\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa3\x01\n\nRegistered\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x11\n\tbroker_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x0e\n\x06secret\x18\x04 \x01(\t\x12\x14\n\x0creverse_host\x18\x05 \x01(\t\x12\x14\n\x0creverse_port\x18\x06 \x01(\r\x12\x18\n\x10software_version\x18\x07 \x01(\t\"&\n\x11\x41lreadyRegistered\x12\x11\n\tbroker_id\x18\x01 \x01(\t\"\x1b\n\x04Park\x12\x13\n\x0b\x63onnections\x18\x01 \x01(\r\"\x1a\n\x08\x44raining\x12\x0e\n\x06reason\x18\x01 \x01(\t2=\n\x04Whip\x12\x35\n\x08Register\x12\x11.v1.RequestStream\x1a\x12.v1.ResponseStream(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\nwhip.proto\x12\x02v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa4\x01\n\rRequestStream\x12 \n\x08register\x18\x01 \x01(\x0b\x32\x0c.v1.RegisterH\x00\x12+\n\x0e\x63onnect_failed\x18\x02 \x01(\x0b\x32\x11.v1.ConnectFailedH\x00\x12\x18\n\x04pong\x18\x03 \x01(\x0b\x32\x08.v1.PongH\x00\x12 \n\x08\x64raining\x18\x10 \x01(\x0b\x32\x0c.v1.DrainingH\x00\x42\x08\n\x06stream\"\xf3\x01\n\x08Register\x12\x10\n\x08hostname\x18\x01 \x01(\t\x12\x0e\n\x06\x64omain\x18\x02 \x01(\t\x12\r\n\x05ports\x18\x03 \x03(\r\x12\x18\n\x10protocol_version\x18\x10 \x01(\r\x12\x13\n\x0binstance_id\x18\x11 \x01(\t\x12\x18\n\x10software_version\x18\x12 \x01(\t\x12(\n\x06labels\x18\x13 \x03(\x0b\x32\x18.v1.Register.LabelsEntry\x12\x14\n\x0cheld_brokers\x18\x14 \x03(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"=\n\rConnectFailed\x12\x15\n\rconnection_iD\x18\x01 \x01(\t\x12\x15\n\rerror_message\x18\x02 \x01(\t\"\x80\x01\n\x04Pong\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x32\n\x0eping_timestamp\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0epong_timestamp\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"+\n\x12\x43onnectionPreamble\x12\x15\n\rconnection_iD\x18\x01 \x01(\t\"\x87\x02\n\x0eResponseStream\x12\x1e\n\x07\x63onnect\x18\x01 \x01(\x0b\x32\x0b.v1.ConnectH\x00\x12\x18\n\x04ping\x18\x02 \x01(\x0b\x32\x08.v1.PingH\x00\x12$\n\nregistered\x18\x10 \x01(\x0b\x32\x0e.v1.RegisteredH\x00\x12\x33\n\x12\x61lready_registered\x18\x11 \x01(\x0b\x32\x15.v1.AlreadyRegisteredH\x00\x12\x18\n\x04park\x18\x12 \x01(\x0b\x32\x08.v1.ParkH\x00\x12 \n\x08\x64raining\x18\x13 \x01(\x0b\x32\x0c.v1.DrainingH\x00\x12\x1a\n\x05visit\x18\x18 \x01(\x0b\x32\t.v1.VisitH\x00\x42\x08\n\x06stream\"P\n\x07\x43onnect\x12\x15\n\rconnection_iD\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\x12\x12\n\nlocal_port\x18\x04 \x01(\r\"L\n\x04Ping\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x32\n\x0eping_timestamp\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb4\x01\n\nRegistered\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x11\n\tbroker_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x0e\n\x06secret\x18\x04 \x01(\t\x12\x14\n\x0creverse_host\x18\x05 \x01(\t\x12\x14\n\x0creverse_port\x18\x06 \x01(\r\x12\x18\n\x10software_version\x18\x07 \x01(\t\x12\x0f\n\x07\x63luster\x18\x18 \x01(\t\"&\n\x11\x41lreadyRegistered\x12\x11\n\tbroker_id\x18\x01 \x01(\t\"\x1b\n\x04Park\x12\x13\n\x0b\x63onnections\x18\x01 \x01(\r\"\xaa\x01\n\x05Visit\x12\x11\n\tbroker_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0e\n\x06secret\x18\x03 \x01(\t\x12\x14\n\x0creverse_host\x18\x04 \x01(\t\x12\x14\n\x0creverse_port\x18\x05 \x01(\r\x12\x13\n\x0b\x63onnections\x18\x06 \x01(\r\x12\x15\n\rconnection_iD\x18\x07 \x01(\t\x12\x12\n\nlocal_port\x18\x08 \x01(\r\"\x1a\n\x08\x44raining\x12\x0e\n\x06reason\x18\x01 \x01(\t2=\n\x04Whip\x12\x35\n\x08Register\x12\x11.v1.RequestStream\x1a\x12.v1.ResponseStream(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,19 +47,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONNECTIONPREAMBLE']._serialized_start=658
   _globals['_CONNECTIONPREAMBLE']._serialized_end=701
   _globals['_RESPONSESTREAM']._serialized_start=704
-  _globals['_RESPONSESTREAM']._serialized_end=939
-  _globals['_CONNECT']._serialized_start=941
-  _globals['_CONNECT']._serialized_end=1021
-  _globals['_PING']._serialized_start=1023
-  _globals['_PING']._serialized_end=1099
-  _globals['_REGISTERED']._serialized_start=1102
-  _globals['_REGISTERED']._serialized_end=1265
-  _globals['_ALREADYREGISTERED']._serialized_start=1267
-  _globals['_ALREADYREGISTERED']._serialized_end=1305
-  _globals['_PARK']._serialized_start=1307
-  _globals['_PARK']._serialized_end=1334
-  _globals['_DRAINING']._serialized_start=1336
-  _globals['_DRAINING']._serialized_end=1362
-  _globals['_WHIP']._serialized_start=1364
-  _globals['_WHIP']._serialized_end=1425
+  _globals['_RESPONSESTREAM']._serialized_end=967
+  _globals['_CONNECT']._serialized_start=969
+  _globals['_CONNECT']._serialized_end=1049
+  _globals['_PING']._serialized_start=1051
+  _globals['_PING']._serialized_end=1127
+  _globals['_REGISTERED']._serialized_start=1130
+  _globals['_REGISTERED']._serialized_end=1310
+  _globals['_ALREADYREGISTERED']._serialized_start=1312
+  _globals['_ALREADYREGISTERED']._serialized_end=1350
+  _globals['_PARK']._serialized_start=1352
+  _globals['_PARK']._serialized_end=1379
+  _globals['_VISIT']._serialized_start=1382
+  _globals['_VISIT']._serialized_end=1552
+  _globals['_DRAINING']._serialized_start=1554
+  _globals['_DRAINING']._serialized_end=1580
+  _globals['_WHIP']._serialized_start=1582
+  _globals['_WHIP']._serialized_end=1643
 # @@protoc_insertion_point(module_scope)

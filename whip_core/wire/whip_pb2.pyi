@@ -73,20 +73,22 @@ class ConnectionPreamble(_message.Message):
     def __init__(self, connection_iD: _Optional[str] = ...) -> None: ...
 
 class ResponseStream(_message.Message):
-    __slots__ = ("connect", "ping", "registered", "already_registered", "park", "draining")
+    __slots__ = ("connect", "ping", "registered", "already_registered", "park", "draining", "visit")
     CONNECT_FIELD_NUMBER: _ClassVar[int]
     PING_FIELD_NUMBER: _ClassVar[int]
     REGISTERED_FIELD_NUMBER: _ClassVar[int]
     ALREADY_REGISTERED_FIELD_NUMBER: _ClassVar[int]
     PARK_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    VISIT_FIELD_NUMBER: _ClassVar[int]
     connect: Connect
     ping: Ping
     registered: Registered
     already_registered: AlreadyRegistered
     park: Park
     draining: Draining
-    def __init__(self, connect: _Optional[_Union[Connect, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., registered: _Optional[_Union[Registered, _Mapping]] = ..., already_registered: _Optional[_Union[AlreadyRegistered, _Mapping]] = ..., park: _Optional[_Union[Park, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ...) -> None: ...
+    visit: Visit
+    def __init__(self, connect: _Optional[_Union[Connect, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., registered: _Optional[_Union[Registered, _Mapping]] = ..., already_registered: _Optional[_Union[AlreadyRegistered, _Mapping]] = ..., park: _Optional[_Union[Park, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., visit: _Optional[_Union[Visit, _Mapping]] = ...) -> None: ...
 
 class Connect(_message.Message):
     __slots__ = ("connection_iD", "host", "port", "local_port")
@@ -109,7 +111,7 @@ class Ping(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., ping_timestamp: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Registered(_message.Message):
-    __slots__ = ("protocol_version", "broker_id", "session_id", "secret", "reverse_host", "reverse_port", "software_version")
+    __slots__ = ("protocol_version", "broker_id", "session_id", "secret", "reverse_host", "reverse_port", "software_version", "cluster")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     BROKER_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
@@ -117,6 +119,7 @@ class Registered(_message.Message):
     REVERSE_HOST_FIELD_NUMBER: _ClassVar[int]
     REVERSE_PORT_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     broker_id: str
     session_id: str
@@ -124,7 +127,8 @@ class Registered(_message.Message):
     reverse_host: str
     reverse_port: int
     software_version: str
-    def __init__(self, protocol_version: _Optional[int] = ..., broker_id: _Optional[str] = ..., session_id: _Optional[str] = ..., secret: _Optional[str] = ..., reverse_host: _Optional[str] = ..., reverse_port: _Optional[int] = ..., software_version: _Optional[str] = ...) -> None: ...
+    cluster: str
+    def __init__(self, protocol_version: _Optional[int] = ..., broker_id: _Optional[str] = ..., session_id: _Optional[str] = ..., secret: _Optional[str] = ..., reverse_host: _Optional[str] = ..., reverse_port: _Optional[int] = ..., software_version: _Optional[str] = ..., cluster: _Optional[str] = ...) -> None: ...
 
 class AlreadyRegistered(_message.Message):
     __slots__ = ("broker_id",)
@@ -137,6 +141,26 @@ class Park(_message.Message):
     CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
     connections: int
     def __init__(self, connections: _Optional[int] = ...) -> None: ...
+
+class Visit(_message.Message):
+    __slots__ = ("broker_id", "session_id", "secret", "reverse_host", "reverse_port", "connections", "connection_iD", "local_port")
+    BROKER_ID_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    REVERSE_HOST_FIELD_NUMBER: _ClassVar[int]
+    REVERSE_PORT_FIELD_NUMBER: _ClassVar[int]
+    CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
+    CONNECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_PORT_FIELD_NUMBER: _ClassVar[int]
+    broker_id: str
+    session_id: str
+    secret: str
+    reverse_host: str
+    reverse_port: int
+    connections: int
+    connection_iD: str
+    local_port: int
+    def __init__(self, broker_id: _Optional[str] = ..., session_id: _Optional[str] = ..., secret: _Optional[str] = ..., reverse_host: _Optional[str] = ..., reverse_port: _Optional[int] = ..., connections: _Optional[int] = ..., connection_iD: _Optional[str] = ..., local_port: _Optional[int] = ...) -> None: ...
 
 class Draining(_message.Message):
     __slots__ = ("reason",)

@@ -1,0 +1,86 @@
+"""`whip broker`: a broker alone, which other processes dial through."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from typing import Any
+
+import click
+
+from whip_core.broker import Broker
+from whip_core.broker_options import (
+    BROKER_OPTIONS,
+    DIAL_SOCKET_OPTIONS,
+    METRICS_LISTEN,
+    chosen,
+    declare,
+    flags_of,
+    read_broker,
+    read_dial_socket,
+    read_plugins,
+)
+from whip_core.errors import SettingsError
+from whip_core.operating import Listening, operating
+from whip_core.options import common_options, run, set_up_logging, was_given
+from whip_core.tasks import TaskSet
+
+# How long a dial waits is for whoever dials to say.
+OPTIONS = (
+    *(option for option in BROKER_OPTIONS if option.name != "whip_wait"),
+    *DIAL_SOCKET_OPTIONS,
+)
+
+
+@click.command()
+@common_options(metrics_listen=METRICS_LISTEN)
+@declare(OPTIONS)
+def broker(log_level: str, **values: Any) -> None:
+    """A broker by itself: proxies and programs dial through its --dial-listen socket.
+
+    They use it with --broker ADDRESS, or whip_core.connect in Python, and may come and go
+    without an agent noticing.
+    """
+    set_up_logging(log_level)
+    spell = flags_of(OPTIONS)
+    options = chosen(OPTIONS, values, metrics_given=was_given("metrics_listen"))
+    try:
+        if not options["whip_dial_listen"]:
+            raise SettingsError(
+                "give --dial-listen: where others dial through this broker, "
+                "such as unix:/run/whip/dial.sock"
+            )
+        plugins = read_plugins(options)
+        alone = Broker(
+            read_dial_socket(options, read_broker(options, spell), spell),
+            plugins=plugins.load(),
+            plugin_settings=plugins.read_settings(),
+        )
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from error
+    listening = Listening(
+        values["metrics_listen"], was_given("metrics_listen"), options["whip_control_socket"]
+    )
+    run(_serve(alone, listening), log_level)
+
+
+async def _serve(alone: Broker, listening: Listening) -> None:
+    stop, at_once = asyncio.Event(), asyncio.Event()
+
+    def interrupted() -> None:
+        (at_once if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, interrupted)
+    loop.add_signal_handler(signal.SIGHUP, alone.reopen_logs)
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(alone)
+        await stack.enter_async_context(operating(alone, listening))
+        await stop.wait()
+        tasks = TaskSet()
+        draining = tasks.spawn(alone.drain(alone.settings.drain_timeout), "drain")
+        hurry = tasks.spawn(at_once.wait(), "second signal")
+        await asyncio.wait([draining, hurry], return_when=asyncio.FIRST_COMPLETED)
+        await tasks.cancel_all()

@@ -1,0 +1,123 @@
+"""What a broker's dial socket is answered: dials, and the news of its agents and domains."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from whip_core.agents import AgentView, DialFinished, StreamClosed
+from whip_core.dial_wire import Ask, Served, encode_agent, encode_news
+from whip_core.dialer import Dial, Dialer
+from whip_core.errors import BrokerClosed
+from whip_core.hookspecs import hookimpl
+from whip_core.stream import Stream
+
+NEWS_INTERVAL = 0.1
+"""Seconds between two bundles of news: what changes often in between is told once."""
+BUNDLE = 256
+"""Agents told of at once, before the reader has to have taken them."""
+
+
+class DialDesk:
+    """A plugin of the broker's, as it hears there of what changes."""
+
+    whip_name = "dial-socket"
+
+    def __init__(
+        self,
+        dialer: Callable[[], Dialer],
+        agents: Callable[[], Iterable[AgentView]],
+        find: Callable[[str], AgentView | None],
+        domains: Callable[[], Iterable[str]],
+        stopping: asyncio.Event,
+    ) -> None:
+        self._dialer = dialer
+        self._agents = agents
+        self._find = find
+        self._domains = domains
+        self._stopping = stopping
+        self._listeners: set[_Listener] = set()
+
+    async def dial(self, ask: Ask) -> tuple[Stream, Served]:
+        if self._stopping.is_set():
+            raise BrokerClosed(f"{ask.name}:{ask.port}: the broker is shutting down")
+        stream = await self._dialer().dial(
+            ask.name, ask.port, caller=ask.caller, wait=ask.wait, timeout=ask.timeout
+        )
+        dial: Dial = stream.get_extra_info("whip")
+        assert dial.candidate is not None
+        return stream, Served(
+            agent=dial.candidate.session.name.full,
+            port=dial.candidate.port,
+            address=stream.get_extra_info("peername"),
+            parked=dial.parked,
+        )
+
+    async def tell_news(self, writer: asyncio.StreamWriter) -> None:
+        listener = _Listener()
+        self._listeners.add(listener)
+        try:
+            await self._tell_domains(writer, listener)
+            for told, view in enumerate(list(self._agents()), 1):
+                writer.write(encode_news("agent", agent=encode_agent(view)))
+                if told % BUNDLE == 0:
+                    await writer.drain()
+            writer.write(encode_news("complete"))
+            await writer.drain()
+            while True:
+                await listener.changed.wait()
+                listener.changed.clear()
+                await self._tell_domains(writer, listener)
+                names, listener.names = listener.names, {}
+                for name in names:
+                    view_now = self._find(name)
+                    if view_now is not None:
+                        writer.write(encode_news("agent", agent=encode_agent(view_now)))
+                    else:
+                        writer.write(encode_news("left", name=name))
+                await writer.drain()
+                await asyncio.sleep(NEWS_INTERVAL)
+        finally:
+            self._listeners.discard(listener)
+
+    async def _tell_domains(self, writer: asyncio.StreamWriter, listener: _Listener) -> None:
+        for domain in self._domains():
+            if domain not in listener.domains:
+                listener.domains.add(domain)
+                writer.write(encode_news("domain", domain=domain))
+        await writer.drain()
+
+    def _changed(self, name: str) -> None:
+        for listener in self._listeners:
+            listener.names[name] = None
+            listener.changed.set()
+
+    @hookimpl
+    def whip_agent_joined(self, agent: AgentView) -> None:
+        self._changed(agent.name.full)
+
+    @hookimpl
+    def whip_agent_left(self, agent: AgentView) -> None:
+        self._changed(agent.name.full)
+
+    @hookimpl
+    def whip_round_trip(self, agent: AgentView) -> None:
+        self._changed(agent.name.full)
+
+    @hookimpl
+    def whip_stream_opened(self, dial: DialFinished) -> None:
+        if dial.agent is not None:
+            self._changed(dial.agent.name.full)
+
+    @hookimpl
+    def whip_stream_closed(self, stream: StreamClosed) -> None:
+        self._changed(stream.agent.full)
+
+
+class _Listener:
+    """One reader of the news, and what it has not been told yet."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, None] = {}
+        self.domains: set[str] = set()
+        self.changed = asyncio.Event()

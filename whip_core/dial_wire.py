@@ -1,0 +1,341 @@
+"""What a dialling program and a broker say to each other on a dial socket, without I/O.
+
+The connection speaks frames (`frames`), the program being the opener. Before them it says
+hello: one frame of type 0x01 whose body is JSON, `{"dial": 1}`, the version of what follows.
+
+OPEN's name is what is dialled; behind a NUL stands JSON with what the dial needs besides:
+how long to wait, how long it may take, and on whose behalf it is made. An empty name asks
+for the broker's *news* instead: a stream of JSON lines that goes on until it is closed. A
+failed dial answers with a code for each class of `DialError`, so that the same error comes
+out at the other end. Whatever breaks these forms is a `RemoteProtocolError`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from whip_core import errors
+from whip_core.agents import AgentView
+from whip_core.caller import Caller, HttpRequest
+from whip_core.errors import DialError, RemoteProtocolError
+from whip_core.names import AgentName, printable
+
+VERSION = 1
+HELLO_TYPE = 0x01
+"""The frame type of reverse connections' preamble: no frame after it has that."""
+HEADER_SIZE = 4
+MAX_HELLO_SIZE = 1024
+"""Octets of a hello: it says a version, and may say more one day."""
+MAX_WAIT = 86_400.0
+"""Seconds a dial may wait or take: a day is for ever, and a timer can hold it."""
+MAX_TEXT = 1024
+"""Characters of a name, a user or an id that is told of a caller."""
+
+FAILURES: dict[int, type[DialError]] = {
+    1: errors.ServiceRefused,
+    2: errors.PortNotExposed,
+    16: errors.UnknownName,
+    17: errors.AgentGone,
+    18: errors.DialTimeout,
+    19: errors.NotAuthorized,
+    20: errors.BrokerClosed,
+    21: DialError,
+}
+"""FAILED's code on a dial socket. 1 and 2 are what they are between broker and agent."""
+_CODES = {error: code for code, error in FAILURES.items()}
+
+
+def hello() -> bytes:
+    body = json.dumps({"dial": VERSION}).encode()
+    return bytes([HELLO_TYPE]) + len(body).to_bytes(3, "big") + body
+
+
+class HelloReader:
+    """Feed it bytes until it says True; what follows the hello is in `rest`."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self.rest = b""
+
+    def feed(self, data: bytes) -> bool:
+        """Raises `RemoteProtocolError` as soon as it cannot be a hello that we understand."""
+        self._buffer += data
+        if self._buffer[:1] not in (b"", bytes([HELLO_TYPE])):
+            raise RemoteProtocolError(
+                f"this is nobody who dials: the first byte is {self._buffer[:1].hex()}"
+            )
+        if len(self._buffer) < HEADER_SIZE:
+            return False
+        size = int.from_bytes(self._buffer[1:HEADER_SIZE], "big")
+        if size > MAX_HELLO_SIZE:
+            raise RemoteProtocolError(f"a hello of {size} bytes (at most {MAX_HELLO_SIZE})")
+        end = HEADER_SIZE + size
+        if len(self._buffer) < end:
+            return False
+        said = _object(self._buffer[HEADER_SIZE:end])
+        if said.get("dial") != VERSION:
+            raise RemoteProtocolError(
+                f"it speaks version {str(said.get('dial'))[:20]} of the dial socket, "
+                f"and this broker version {VERSION}"
+            )
+        self.rest = bytes(self._buffer[end:])
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A dial as it is asked for. Times are seconds; a `timeout` of None is the broker's own."""
+
+    name: str
+    port: int
+    caller: Caller
+    wait: float = 0.0
+    timeout: float | None = None
+
+
+def encode_ask(ask: Ask) -> str:
+    """What stands in OPEN behind port and dial id."""
+    facts: dict[str, Any] = {"caller": encode_caller(ask.caller)}
+    if ask.wait:
+        facts["wait"] = min(ask.wait, MAX_WAIT)
+    if ask.timeout is not None:
+        facts["timeout"] = min(ask.timeout, MAX_WAIT)
+    # A name that cannot be one is the broker's to refuse, as long as it stays one line.
+    name = ask.name[:MAX_TEXT].replace("\0", "\ufffd")
+    return f"{name}\0{json.dumps(facts, separators=(',', ':'))}"
+
+
+def decode_ask(text: str, port: int) -> Ask:
+    name, _, facts_text = text.partition("\0")
+    facts = _object(facts_text)
+    timeout = facts.get("timeout")
+    return Ask(
+        name=name,
+        port=port,
+        caller=decode_caller(_mapping(facts, "caller")),
+        wait=_seconds(facts.get("wait", 0.0)),
+        timeout=None if timeout is None else _seconds(timeout),
+    )
+
+
+def asks_for_news(text: str) -> bool:
+    return text.startswith("\0") or not text
+
+
+def failure_code(error: DialError) -> int:
+    """The code of the nearest class that has one."""
+    return next(_CODES[each] for each in type(error).__mro__ if each in _CODES)
+
+
+def failure(code: int, why: str) -> DialError:
+    """The error that a FAILED frame stands for."""
+    return FAILURES.get(code, DialError)(why)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Who serves a dial: the agent, the port it exposes, and where its connection comes from."""
+
+    agent: str
+    port: int
+    address: tuple[str, int]
+    parked: bool
+
+
+def encode_served(served: Served) -> str:
+    return json.dumps(
+        {
+            "agent": served.agent,
+            "port": served.port,
+            "address": list(served.address),
+            "parked": served.parked,
+        }
+    )
+
+
+def decode_served(text: str) -> Served:
+    told = _object(text)
+    return Served(
+        agent=_text(told.get("agent", "")),
+        port=_number(told.get("port", 0)),
+        address=_address(told.get("address")) or ("", 0),
+        parked=bool(told.get("parked")),
+    )
+
+
+# Callers
+
+
+def encode_caller(caller: Caller) -> dict[str, Any]:
+    request = caller.request
+    told: dict[str, Any] = {
+        "address": list(caller.address) if caller.address else None,
+        "user": caller.proxy_user,
+        "certificate": list(caller.certificate_names),
+        "id": caller.request_id,
+        "request": None
+        if request is None
+        else {
+            "method": request.method,
+            "scheme": request.scheme,
+            "host": request.host,
+            "path": request.path,
+            "headers": dict(request.headers),
+        },
+    }
+    return {key: value for key, value in told.items() if value}
+
+
+def decode_caller(told: Mapping[str, Any]) -> Caller:
+    """Raises `RemoteProtocolError` unless it is what `encode_caller` gave."""
+    request = told.get("request")
+    return Caller(
+        address=_address(told.get("address")),
+        proxy_user=_text_or_none(told.get("user")),
+        certificate_names=_texts(told.get("certificate", [])),
+        request=None if request is None else _request_in(_mapping(told, "request")),
+        request_id=_text_or_none(told.get("id")),
+    )
+
+
+def _request_in(told: Mapping[str, Any]) -> HttpRequest:
+    headers = _mapping(told, "headers")
+    if not all(isinstance(value, str) for value in headers.values()):
+        raise RemoteProtocolError("a request's headers are no texts")
+    method, scheme, host, path = (
+        told.get(name, "") for name in ("method", "scheme", "host", "path")
+    )
+    if not all(isinstance(part, str) for part in (method, scheme, host, path)):
+        raise RemoteProtocolError("a request's parts are no texts")
+    return HttpRequest(method, scheme, host, path, dict(headers))
+
+
+# News: JSON lines
+
+
+def encode_news(kind: str, **facts: Any) -> bytes:
+    """`domain` (a name that is whip's), `agent` (as it is now), `left`, `complete`."""
+    return json.dumps({"news": kind, **facts}, separators=(",", ":")).encode() + b"\n"
+
+
+def decode_news(line: bytes) -> tuple[str, dict[str, Any]]:
+    told = _object(line)
+    return _text(told.get("news", "")), told
+
+
+def encode_agent(view: AgentView) -> dict[str, Any]:
+    return {
+        "hostname": view.name.hostname,
+        "domain": view.name.domain,
+        "ports": list(view.ports),
+        "labels": dict(view.labels),
+        "session": view.session_id,
+        "instance": view.instance_id,
+        "address": list(view.address),
+        "certificate": list(view.certificate_names),
+        "protocol": view.protocol_version,
+        "software": view.software_version,
+        "streams": view.streams,
+        "parked": view.parked,
+        "round_trip": view.round_trip,
+        "registered_at": view.registered_at,
+        "draining": view.draining,
+    }
+
+
+def decode_agent(told: Any) -> AgentView:
+    """Raises `RemoteProtocolError` unless it is what `encode_agent` gave."""
+    if not isinstance(told, dict):
+        raise RemoteProtocolError("an agent that is no JSON object")
+    labels = _mapping(told, "labels")
+    round_trip = told.get("round_trip")
+    try:
+        name = AgentName.parse(_text(told.get("hostname")), _text(told.get("domain")))
+    except ValueError as error:
+        raise RemoteProtocolError(f"an agent's name: {error}") from error
+    ports = told.get("ports")
+    if not isinstance(ports, list):
+        raise RemoteProtocolError("an agent's ports are no list")
+    return AgentView(
+        name=name,
+        ports=tuple(map(_number, ports)),
+        labels={_text(key): _text(value) for key, value in labels.items()},
+        session_id=_text(told.get("session", "")),
+        instance_id=_text(told.get("instance", "")),
+        address=_address(told.get("address")) or ("", 0),
+        certificate_names=_texts(told.get("certificate", [])),
+        protocol_version=_number(told.get("protocol", 0)),
+        software_version=_text(told.get("software", "")),
+        streams=_number(told.get("streams", 0)),
+        parked=_number(told.get("parked", 0)),
+        round_trip=None if round_trip is None else _seconds(round_trip),
+        registered_at=_float(told.get("registered_at", 0.0)),
+        draining=bool(told.get("draining")),
+    )
+
+
+# Reading JSON that somebody else wrote
+
+
+def _object(data: str | bytes | bytearray) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise RemoteProtocolError(f"this is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise RemoteProtocolError("this is no JSON object")
+    return value
+
+
+def _mapping(told: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = told.get(key, {})
+    if not isinstance(value, dict):
+        raise RemoteProtocolError(f"{key!r} is no JSON object")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise RemoteProtocolError(f"{str(value)[:40]!r} is no text")
+    return printable(value, MAX_TEXT)
+
+
+def _text_or_none(value: Any) -> str | None:
+    return None if value is None else _text(value)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise RemoteProtocolError(f"{str(value)[:40]!r} is no list of texts")
+    return tuple(map(_text, value))
+
+
+def _number(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise RemoteProtocolError(f"{str(value)[:40]!r} is no number")
+    return value
+
+
+def _float(value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise RemoteProtocolError(f"{str(value)[:40]!r} is no number")
+    return float(value)
+
+
+def _seconds(value: Any) -> float:
+    seconds = _float(value)
+    if not 0 <= seconds <= MAX_WAIT:
+        raise RemoteProtocolError(f"{seconds!r} is no number of seconds (0 to {MAX_WAIT:g})")
+    return seconds
+
+
+def _address(value: Any) -> tuple[str, int] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != 2:
+        raise RemoteProtocolError(f"{str(value)[:40]!r} is no address")
+    return _text(value[0]), _number(value[1])

@@ -1,0 +1,117 @@
+"""What brokers say to each other over a fabric, without I/O: JSON in an envelope.
+
+    {"v": 1, "cluster": "…", "from": "broker id", "id": "…", "at": 1700000000.0, "kind": "…", …}
+
+- seek, to who holds a name or domain: who is that? Answered by offers: agents.
+- visit, to the broker that offered one: have that agent connect to me. Answered by visiting,
+  or by refused with an error's code.
+- allow, to the same: may this caller use the connection that the agent has parked here?
+  Answered by allowed, or refused.
+- failed, to the broker that asked for a visit: it could not connect to you. No answer.
+- hello, to holders of one's own id: is somebody there? Answered by hello.
+
+A `Gate` lets in only messages of our cluster, that are whole, fresh and new.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from whip_core.errors import RemoteProtocolError
+
+VERSION = 1
+MAX_AGE = 10.0
+"""Seconds between a message's sending and its arrival: longer than any question is waited
+for. Brokers' clocks have to agree to within it."""
+MAX_REMEMBERED = 100_000
+"""Ids of messages that are remembered for as long as they would be fresh: ten thousand a
+second, far beyond what one broker handles."""
+
+
+class Unwelcome(Exception):
+    """A message that is dropped; `reason` is its short name, for metrics and logs."""
+
+    def __init__(self, reason: str, details: str) -> None:
+        super().__init__(details)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What stands in an envelope. `sender` is a broker's id."""
+
+    sender: str
+    kind: str
+    body: dict[str, Any]
+
+
+class Gate:
+    """One broker's: `seal` makes messages, `admit` takes others' in."""
+
+    def __init__(self, cluster: str, broker_id: str) -> None:
+        self._cluster = cluster
+        self._broker_id = broker_id
+        self._seen: set[str] = set()
+        self._order: deque[tuple[float, str]] = deque()
+
+    def seal(self, kind: str, now: float, **body: Any) -> bytes:
+        """`now` is the wall clock, in seconds."""
+        envelope = {
+            "v": VERSION,
+            "cluster": self._cluster,
+            "from": self._broker_id,
+            "id": secrets.token_hex(8),
+            "at": now,
+            "kind": kind,
+        }
+        return json.dumps(envelope | body, separators=(",", ":")).encode()
+
+    def admit(self, data: bytes, now: float) -> Message:
+        """Raises `Unwelcome` for what has to be dropped."""
+        try:
+            told = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise Unwelcome("malformed", "it is no JSON") from error
+        if not isinstance(told, dict) or told.get("v") != VERSION:
+            raise Unwelcome("malformed", f"it is no message of version {VERSION}")
+        sender, kind, number = told.get("from"), told.get("kind"), told.get("id")
+        at = told.get("at")
+        if not (isinstance(sender, str) and isinstance(kind, str) and isinstance(number, str)):
+            raise Unwelcome("malformed", "its envelope is incomplete")
+        if not isinstance(at, int | float) or isinstance(at, bool):
+            raise Unwelcome("malformed", "it does not say when it was sent")
+        if told.get("cluster") != self._cluster:
+            raise Unwelcome("other-cluster", f"it is of the cluster {told.get('cluster')!r:.60}")
+        if not abs(now - at) <= MAX_AGE:
+            raise Unwelcome("late", f"it was sent {now - at:.1f} s ago, by the sender's clock")
+        self._forget(now)
+        key = f"{sender} {number}"
+        if key in self._seen:
+            raise Unwelcome("replayed", "it came before")
+        self._seen.add(key)
+        self._order.append((now, key))
+        return Message(sender, kind, told)
+
+    def _forget(self, now: float) -> None:
+        while self._order and (
+            self._order[0][0] < now - 2 * MAX_AGE or len(self._order) >= MAX_REMEMBERED
+        ):
+            self._seen.discard(self._order.popleft()[1])
+
+
+def text(body: dict[str, Any], key: str) -> str:
+    value = body.get(key)
+    if not isinstance(value, str) or not value.isprintable():
+        raise RemoteProtocolError(f"{key!r} is no text")
+    return value
+
+
+def number(body: dict[str, Any], key: str) -> int:
+    value = body.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 65535:
+        raise RemoteProtocolError(f"{key!r} is no number (0 to 65535)")
+    return value
