@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pty
 import re
 import signal
 import socket
@@ -186,3 +187,16 @@ def test_sigterm_ends_it_with_status_0_and_takes_its_socket_away(tmp_path: Path)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     assert not path.exists()
+
+
+def test_a_terminal_that_goes_away_takes_it_along() -> None:
+    arguments = ["0:a.testdom:80", *PLAIN, *FREE_PORTS, "--audit-log=/dev/null"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(path_of("whip"), ["whip", "forward", *arguments])
+    said = b""
+    while b"forwarding" not in said:
+        said += os.read(terminal, 4096)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.WTERMSIG(status) == signal.SIGHUP

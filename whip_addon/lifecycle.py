@@ -51,6 +51,7 @@ from whip_core.agents import RequestFinished
 from whip_core.errors import BrokerClosed, SettingsError, StreamCut, WhipError
 from whip_core.forward import ForwardSpec
 from whip_core.operating import Listening, operating
+from whip_core.options import hangup_is_ours
 from whip_core.plugin_sources import PluginOptions
 from whip_core.remote import RemoteBroker
 from whip_core.settings import BrokerSettings, RemoteSettings, is_loopback
@@ -200,7 +201,8 @@ class WhipAddon:
             return None
         _warn_if_open()
         on_signal(signal.SIGTERM, self._told_to_stop)
-        on_signal(signal.SIGHUP, self._told_to_reopen)
+        if hangup_is_ours():
+            on_signal(signal.SIGHUP, self._told_to_reopen)
         self._life = self._tasks.spawn(self._live(self._settings, WhipAddon._ending), "whip")
         return _Set(self._started)
 

@@ -130,6 +130,11 @@ def was_given(name: str) -> bool:
     return source not in (None, click.core.ParameterSource.DEFAULT)
 
 
+def hangup_is_ours() -> bool:
+    """Whether SIGHUP means "reopen the logs": where there is a terminal, it has gone away."""
+    return sys.stdin is None or not sys.stdin.isatty()
+
+
 def run(main: Coroutine[Any, Any, None], log_level: str) -> None:
     """Run a command's coroutine to its end; a failure is one line and exit status 1."""
     allow_many_files()

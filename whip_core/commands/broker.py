@@ -23,7 +23,7 @@ from whip_core.broker_options import (
 )
 from whip_core.errors import SettingsError
 from whip_core.operating import Listening, operating
-from whip_core.options import common_options, run, set_up_logging, was_given
+from whip_core.options import common_options, hangup_is_ours, run, set_up_logging, was_given
 from whip_core.tasks import TaskSet
 
 # How long a dial waits is for whoever dials to say.
@@ -74,7 +74,8 @@ async def _serve(alone: Broker, listening: Listening) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, interrupted)
-    loop.add_signal_handler(signal.SIGHUP, alone.reopen_logs)
+    if hangup_is_ours():
+        loop.add_signal_handler(signal.SIGHUP, alone.reopen_logs)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(alone)
         await stack.enter_async_context(operating(alone, listening))

@@ -25,7 +25,7 @@ from whip_core.broker_options import (
 from whip_core.errors import SettingsError
 from whip_core.forward import ForwardSpec
 from whip_core.operating import Listening, operating
-from whip_core.options import common_options, run, set_up_logging, was_given
+from whip_core.options import common_options, hangup_is_ours, run, set_up_logging, was_given
 from whip_core.remote import RemoteBroker
 from whip_core.tasks import TaskSet
 
@@ -78,7 +78,8 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told)
-    loop.add_signal_handler(signal.SIGHUP, broker.reopen_logs)
+    if hangup_is_ours():
+        loop.add_signal_handler(signal.SIGHUP, broker.reopen_logs)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(broker)
         await stack.enter_async_context(operating(broker, listening))
