@@ -192,6 +192,7 @@ class Load:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.timeout(180)
 def test_a_rolling_restart_of_brokers_and_agents_under_load_loses_no_request() -> None:
     async def main() -> None:
         async with instances() as all_of_it:
@@ -224,7 +225,7 @@ def test_a_rolling_restart_of_brokers_and_agents_under_load_loses_no_request() -
                 load.over = True
             assert load.lost == []
 
-    run(main())
+    run(main(), patience=160)  # eight programs are started one after the other
 
 
 def test_a_proxy_that_stops_answers_what_it_was_asked_and_takes_no_more() -> None:
