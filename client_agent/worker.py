@@ -207,6 +207,7 @@ class Worker:
     def _ended(self, session: BrokerSession) -> None:
         if self.live is session:
             self.live = None
+            self._backoff.lost()
             self._brokers.changed()
             self._metrics.unregistered()
 

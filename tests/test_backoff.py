@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from client_agent.backoff import FIRST_BOUND, MAX_BOUND, Backoff
+import random
+
+from client_agent.backoff import FIRST_BOUND, MAX_BOUND, RETURN_BOUND, Backoff
 
 
 def always_most() -> float:
@@ -48,3 +50,33 @@ def test_no_delay_is_longer_than_the_maximum_that_was_chosen() -> None:
     backoff = Backoff(maximum=0.2, random=always_most)
 
     assert [backoff.next_delay() for _ in range(3)] == [0.2, 0.2, 0.2]
+
+
+def test_the_first_delay_after_a_loss_is_spread_wider_and_the_next_are_as_ever() -> None:
+    backoff = Backoff(random=always_most)
+    for _ in range(5):
+        backoff.next_delay()
+
+    backoff.lost()
+
+    assert [backoff.next_delay() for _ in range(3)] == [RETURN_BOUND, FIRST_BOUND, 2 * FIRST_BOUND]
+
+
+def test_a_success_ends_what_a_loss_began() -> None:
+    backoff = Backoff(random=always_most)
+    backoff.lost()
+    backoff.reset()
+
+    assert backoff.next_delay() == FIRST_BOUND
+
+
+def test_a_thousand_that_lost_their_broker_at_once_do_not_come_back_in_the_same_second() -> None:
+    chance = random.Random(5)
+    agents = [Backoff(random=chance.random) for _ in range(1_000)]
+    for agent in agents:
+        agent.lost()
+    delays = sorted(agent.next_delay() for agent in agents)
+
+    busiest = max(sum(start <= delay < start + 1 for delay in delays) for start in delays)
+
+    assert busiest < 1_000 / RETURN_BOUND * 1.25

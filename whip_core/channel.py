@@ -10,9 +10,18 @@ KEEPALIVE_TIMEOUT = 15.0
 within the sum. The broker sends none: its own pings (`BrokerSettings.ping_interval`) do it,
 at half the cost for 10,000 agents."""
 
+CONNECT_TIMEOUT = 10.0
+"""Seconds for one attempt to connect, handshake included. A connection whose first octets
+have vanished is never answered, however well the path is again: the next one may be."""
+
 CHANNEL_OPTIONS = [
+    # gRPC has no other name for how long an attempt may take.
+    ("grpc.min_reconnect_backoff_ms", int(CONNECT_TIMEOUT * 1000)),
     ("grpc.keepalive_time_ms", int(KEEPALIVE_TIME * 1000)),
     ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT * 1000)),
+    # gRPC pings for measurements of its own too, and while one of those is under way it sends
+    # none to keep alive: left alone, its own would have a minute.
+    ("grpc.http2.ping_timeout_ms", int(KEEPALIVE_TIMEOUT * 1000)),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", MAX_MESSAGE_SIZE),
