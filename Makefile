@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint docs proto proto-check clean bench bench-quick soak screenshots
+.PHONY: help demo test lint docs proto proto-check clean bench bench-quick soak churn screenshots
 
 # In order of preference: the tests and mypy look at the oldest first.
 PYTHONS := 3.11 3.12 3.13 3.14
@@ -59,6 +59,10 @@ bench-quick: .venv-bench/.bench ## the same in three minutes: only what the rows
 soak: SECONDS = 600
 soak: .venv/.proxy ## ten minutes of load; memory and descriptors end where they began: SECONDS=600
 	@cd tests && ../.venv/bin/python -m bench.soak --seconds $(SECONDS)
+
+churn: SECONDS = 600
+churn: .venv/.dev ## ten minutes of agents that come and go, and faults: no octet wrong: SECONDS=600
+	@cd tests && ../.venv/bin/python -m bench.churn --seconds $(SECONDS)
 
 screenshots: .venv/.dev ## docs/images: the status page and whip top, by Chromium (Debian: chromium)
 	@cd tests && ../.venv/bin/python -m screenshots ../docs/images

@@ -29,7 +29,7 @@ ORDER = {
         f"reference/{name}.md"
         for name in ("commands", "options", "prompt", "facts", "hooks", "metrics")
     ],
-    "Background": ["design.md", "threat-model.md", "benchmarks.md"],
+    "Background": ["design.md", "threat-model.md", "faults.md", "benchmarks.md"],
 }
 """The pages by group; the ones that are not there yet are passed over."""
 

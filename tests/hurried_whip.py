@@ -1,0 +1,57 @@
+"""A program: `whip` whose slow timers run down in seconds, and that counts its tasks.
+
+What notices dead paths, waits before it comes back and gives back what nobody needs is the
+same code as ever, on shorter intervals. On SIGUSR2 it prints `tasks N`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+from client_agent import backoff
+from whip_core import channel, cli, heartbeat, parked_pool
+from whip_core.settings import BrokerSettings
+
+KEEPALIVE = 2.0
+PINGS = 1.5
+"""Seconds, where a user has 20, 15 and 20: a dead path is noticed within six."""
+RETURN = 1.0
+"""Seconds, the bound of every pause before an agent tries again."""
+WINDOW = 0.5
+"""Seconds, where parked connections that were not needed are looked at every ten."""
+OF_CHANNEL = {
+    "grpc.keepalive_time_ms",
+    "grpc.keepalive_timeout_ms",
+    "grpc.http2.ping_timeout_ms",
+    "grpc.min_reconnect_backoff_ms",
+}
+
+
+def hurry() -> None:
+    channel.CHANNEL_OPTIONS[:] = [
+        (name, int(KEEPALIVE * 1000) if name in OF_CHANNEL else value)
+        for name, value in channel.CHANNEL_OPTIONS
+    ]
+    heartbeat.PING_INTERVAL = PINGS
+    heartbeat.SILENCE_LIMIT = 3 * PINGS
+    parked_pool.WINDOW = WINDOW
+    backoff.RETURN_BOUND = RETURN
+    defaults(backoff.Backoff)["maximum"] = RETURN
+    defaults(BrokerSettings).update(ping_interval=PINGS, ping_timeout=PINGS)
+
+
+def defaults(of: type) -> dict[str, object]:
+    found: dict[str, object] = of.__init__.__kwdefaults__  # type: ignore[misc]
+    return found
+
+
+def tell(*_: object) -> None:
+    names = sorted(task.get_name() for task in asyncio.all_tasks())
+    print("tasks", len(names), *names, sep=" | ", flush=True)
+
+
+if __name__ == "__main__":
+    hurry()
+    signal.signal(signal.SIGUSR2, tell)
+    cli.main(prog_name="whip")

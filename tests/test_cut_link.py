@@ -1,0 +1,69 @@
+"""Hosts of their own whose cable is pulled: nothing is reset, and TCP says nothing for long.
+
+With the timers that a user has. This test takes its time, nearly all of it waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+
+import pytest
+
+from client_agent.backoff import MAX_BOUND
+from faulty import tls_options
+from namespaces import Host, needs_namespaces, network
+from processes import started
+from programs import needs_program, path_of
+from tunnel import authority, client_files, run
+from whip_core.channel import CONNECT_TIMEOUT
+
+NOTICED_WITHIN = 45.0
+"""Seconds, by both ends (docs/faults.md)."""
+BACK_WITHIN = MAX_BOUND + 2 * CONNECT_TIMEOUT
+"""Seconds after which an agent whose path is back is registered, at the very latest."""
+CONTROL = 50051
+
+
+def plug_in(host: Host) -> None:
+    subprocess.run(
+        [path_of("ip"), "-n", host.namespace, "link", "set", "eth0", "up"], check=True, timeout=30
+    )
+
+
+@needs_namespaces
+@needs_program("ip", "whip")
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("whose", ["the broker's", "the agent's"])
+def test_a_cable_that_is_pulled_is_noticed_by_both_ends_and_the_agent_comes_back(
+    whose: str,
+) -> None:
+    async def main() -> None:
+        with network() as there:
+            one, other = there.host(), there.host()
+            files = authority().server_files(("localhost",), (one.ip4,))
+            async with (
+                started(
+                    *one.command("whip"),
+                    *("forward", "8080:instance1.testdom:80", "--metrics-listen="),
+                    *("--control-socket=", f"--whip-external-tcp-address={one.ip4}"),
+                    *("--whip-listen-host=0.0.0.0", *tls_options(files)),
+                ) as broker,
+                started(
+                    *other.command("whip"),
+                    *("client", "--hostname=instance1", "--domain=testdom", "--ports=80"),
+                    *("--metrics-listen=", *tls_options(client_files())),
+                    f"{one.ip4}:{CONTROL}",
+                ) as agent,
+            ):
+                await broker.says("instance1.testdom registered")
+                cut = one if whose == "the broker's" else other
+                there.cut(cut)
+                async with asyncio.timeout(NOTICED_WITHIN):
+                    await broker.says("agent instance1.testdom left")
+                    await agent.says("lost the broker")
+                plug_in(cut)
+                async with asyncio.timeout(BACK_WITHIN):
+                    await broker.says_often("instance1.testdom registered", 2)
+
+    run(main(), patience=NOTICED_WITHIN + BACK_WITHIN + 30)
