@@ -6,6 +6,7 @@ With the timers that a user has. This test takes its time, nearly all of it wait
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 
 import pytest
@@ -17,6 +18,7 @@ from processes import started
 from programs import needs_program, path_of
 from tunnel import authority, client_files, run
 from whip_core.channel import CONNECT_TIMEOUT
+from whip_core.sockets import unanswered_for
 
 NOTICED_WITHIN = 45.0
 """Seconds, by both ends (docs/faults.md)."""
@@ -67,3 +69,37 @@ def test_a_cable_that_is_pulled_is_noticed_by_both_ends_and_the_agent_comes_back
                     await broker.says_often("instance1.testdom registered", 2)
 
     run(main(), patience=NOTICED_WITHIN + BACK_WITHIN + 30)
+
+
+LONG = 1.5
+"""Seconds: several retransmissions, of which the first comes after a fifth of one."""
+
+
+@needs_namespaces
+@needs_program("ip")
+@pytest.mark.parametrize("cut", [True, False])
+def test_the_kernel_tells_a_dead_path_from_a_reader_that_is_paused(cut: bool) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with network() as there:
+            one, other = there.host(), there.host()
+            with (
+                one.socket(socket.SOCK_STREAM, one.ip4, CONTROL) as listener,
+                other.socket(socket.SOCK_STREAM, other.ip4, 0) as sock,
+            ):
+                listener.listen()
+                await loop.sock_connect(sock, (one.ip4, CONTROL))
+                accepted, _ = await loop.sock_accept(listener)
+                with accepted:
+                    transport, _ = await loop.create_connection(asyncio.Protocol, sock=sock)
+                    if cut:
+                        there.cut(one)
+                    transport.write(bytes(32 << 20))  # nobody reads it
+                    longest, began = 0.0, loop.time()
+                    while longest < LONG and (cut or loop.time() - began < 2 * LONG):
+                        await asyncio.sleep(0.05)
+                        longest = max(longest, unanswered_for(transport))
+                    assert longest >= LONG if cut else longest == 0.0
+                    transport.abort()
+
+    run(main())

@@ -80,6 +80,24 @@ def test_while_a_stream_is_open_neither_side_judges(
     time.run_until(1000)
 
 
+@pytest.mark.parametrize("opens", [True, False])
+def test_a_stream_is_given_up_when_what_is_sent_is_not_acknowledged_for_long(
+    time: FakeTime, opens: bool
+) -> None:
+    given_up: list[float] = []
+    ping = (lambda: pytest.fail("pinged during a stream")) if opens else None
+    cut_at = 100.0
+    Heartbeat(
+        lambda: False,
+        ping,
+        lambda _: given_up.append(time.now),
+        lambda: max(0.0, time.now - cut_at),
+    )
+    time.run_until(1000)
+    [moment] = given_up
+    assert SILENCE_LIMIT <= moment - cut_at <= SILENCE_LIMIT + PING_INTERVAL
+
+
 def test_a_stopped_heartbeat_does_nothing_more(time: FakeTime) -> None:
     Heartbeat(lambda: True, None, pytest.fail).stop()
     time.run_until(1000)

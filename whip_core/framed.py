@@ -19,7 +19,7 @@ from whip_core.errors import (
 )
 from whip_core.frames import FrameCodec, Role, State
 from whip_core.heartbeat import Heartbeat
-from whip_core.sockets import duplex, keep_alive
+from whip_core.sockets import duplex, keep_alive, unanswered_for
 from whip_core.stream import Cause, Stream, broken, cut
 
 JOIN_SIZE = 32 * 1024
@@ -170,7 +170,9 @@ class FramedConnection(asyncio.Protocol):
         self._transport = duplex(transport)
         keep_alive(transport)
         ping = self._ping if self._codec.role is Role.OPENER else None
-        self._heartbeat = Heartbeat(lambda: self.is_parked, ping, self._die)
+        self._heartbeat = Heartbeat(
+            lambda: self.is_parked, ping, self._die, lambda: unanswered_for(transport)
+        )
 
     def data_received(self, data: bytes) -> None:
         if self._linger is not None or self._heartbeat is None:

@@ -3,8 +3,10 @@
 The opener sends a PING every `PING_INTERVAL` and gives up when the answer is not there by
 the next one. The acceptor sends none: it gives up when nothing at all has come for
 `SILENCE_LIMIT`. So both ends know within 45 s, for one small frame each way, and NATs on
-the way keep the connection open. While a stream is open neither side judges: a reader
-that is paused answers no PING.
+the way keep the connection open. While a stream is open neither side judges by silence: a
+reader that is paused answers no PING. Then the kernels know: its own probes find a dead path
+under an idle stream (`sockets.keep_alive`), and one that sends is given up when nothing of
+it has been acknowledged for `SILENCE_LIMIT`, long before the system's quarter of an hour.
 """
 
 from __future__ import annotations
@@ -19,14 +21,19 @@ SILENCE_LIMIT = 40.0
 
 
 class Heartbeat:
-    """The timer of one connection. `ping` sends one (opener), or is None (acceptor)."""
+    """The timer of one connection. `ping` sends one (opener), or is None (acceptor).
+
+    `unanswered_for` says for how many seconds nothing that was sent was acknowledged.
+    """
 
     def __init__(
         self,
         is_parked: Callable[[], bool],
         ping: Callable[[], None] | None,
         give_up: Callable[[str], None],
+        unanswered_for: Callable[[], float] = lambda: 0.0,
     ) -> None:
+        self._unanswered_for = unanswered_for
         self._is_parked = is_parked
         self._ping = ping
         self._give_up = give_up
@@ -49,7 +56,11 @@ class Heartbeat:
     def _tick(self) -> None:
         if not self._is_parked():
             self.heard()
-        if self._ping is None:
+            if (unanswered := self._unanswered_for()) >= SILENCE_LIMIT:
+                self._give_up(f"what was sent is not acknowledged for {unanswered:.0f} s")
+            else:
+                self._arm(PING_INTERVAL)
+        elif self._ping is None:
             silent = self._loop.time() - self._heard_at
             if silent >= SILENCE_LIMIT:
                 self._give_up(f"nothing came for {silent:.0f} s")
@@ -58,7 +69,6 @@ class Heartbeat:
         elif self._unanswered:
             self._give_up(f"a ping was not answered within {PING_INTERVAL:g} s")
         else:
-            if self._is_parked():
-                self._unanswered = True
-                self._ping()
+            self._unanswered = True
+            self._ping()
             self._arm(PING_INTERVAL)

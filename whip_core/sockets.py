@@ -17,7 +17,12 @@ from whip_core.errors import SettingsError
 
 PORT_CHOICES = 20
 """How often the system may choose a port that turns out to be taken on another address."""
+_TCP_INFO = struct.Struct("=2xB5xI44xI")
+"""Of Linux's struct tcp_info: retransmissions in a row, the current timeout for the next one
+in microseconds, milliseconds since the last acknowledgement."""
 _LINGER_ZERO = struct.pack("ii", 1, 0)
+_MORE_THAN_LATE = 1.25
+"""Timeouts without an answer: the last retransmission was not answered in its time."""
 _LINGER_OFF = struct.pack("ii", 0, 0)
 
 
@@ -60,6 +65,25 @@ def keep_alive(transport: asyncio.BaseTransport) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 20)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+
+
+def unanswered_for(transport: asyncio.BaseTransport) -> float:
+    """Seconds for which the other kernel has been silent to what ours sends again and again.
+
+    0 while it answers at all, as it does for a reader that is paused, while nothing waits
+    to be acknowledged, and on systems that do not tell.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return 0.0
+    try:
+        told = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+        retransmissions, timeout, silent = _TCP_INFO.unpack(told)
+    except (OSError, AttributeError, ValueError, struct.error):
+        return 0.0
+    # Whoever lives has answered the last one, which was less than a timeout ago.
+    answered = not retransmissions or silent * 1_000 <= timeout * _MORE_THAN_LATE
+    return 0.0 if answered else float(silent) / 1_000
 
 
 def duplex(transport: asyncio.BaseTransport) -> asyncio.Transport:
