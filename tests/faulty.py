@@ -43,7 +43,7 @@ Core"); ours are never among them."""
 SPARE_DESCRIPTORS = 3
 """What gRPC opens for itself now and then, and keeps."""
 GROWTH_MB = 12.0
-"""What memory may differ: buffers that the allocator keeps, and far below a leak per request."""
+"""What memory may differ: pages that something small keeps, and far below a leak per request."""
 
 
 class Wrong(Exception):

@@ -19,7 +19,8 @@ from faulty import Tunnel, no_more_descriptors, tunnel
 
 AGENTS = ("one", "two", "three")
 STREAMS_PER_SECOND = 50.0
-WORKERS = 15
+WORKERS = 30
+"""Enough for the rate while some of them wait for what is broken."""
 SIZES = (100, 5_000, 150_000)
 """Octets: mostly what requests are, and some above a frame's buffers; 5 MB a second in all."""
 BETWEEN = (1.0, 4.0)
