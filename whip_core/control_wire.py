@@ -173,38 +173,39 @@ def decode_broker_message(data: bytes) -> control.BrokerMessage | None:
     match wire.WhichOneof("stream"):
         case "connect":
             told = wire.connect
-            return control.Connect(told.connection_iD, _text(told.host), told.port, told.local_port)
+            connection_id = _text(told.connection_iD)
+            return control.Connect(connection_id, _text(told.host), told.port, told.local_port)
         case "ping":
             return control.Ping(wire.ping.sequence, _nanoseconds(wire.ping.ping_timestamp))
         case "registered":
             registered = wire.registered
             return control.Registered(
                 protocol_version=registered.protocol_version,
-                broker_id=registered.broker_id,
-                session_id=registered.session_id,
+                broker_id=_text(registered.broker_id),
+                session_id=_text(registered.session_id),
                 secret=registered.secret,
-                reverse_host=registered.reverse_host,
+                reverse_host=_text(registered.reverse_host),
                 reverse_port=registered.reverse_port,
-                software_version=registered.software_version,
+                software_version=printable(registered.software_version, MAX_ID_LENGTH),
                 cluster=_text(registered.cluster),
             )
         case "already_registered":
-            return control.AlreadyRegistered(wire.already_registered.broker_id)
+            return control.AlreadyRegistered(_text(wire.already_registered.broker_id))
         case "park":
             return control.Park(wire.park.connections)
         case "visit":
             visit = wire.visit
             return control.Visit(
                 broker_id=_text(visit.broker_id),
-                session_id=visit.session_id,
+                session_id=_text(visit.session_id),
                 secret=visit.secret,
                 reverse_host=_text(visit.reverse_host),
                 reverse_port=visit.reverse_port,
                 connections=visit.connections,
-                connection_id=visit.connection_iD,
+                connection_id=_text(visit.connection_iD),
                 local_port=visit.local_port,
             )
         case "draining":
-            return control.Draining(wire.draining.reason)
+            return control.Draining(_text(wire.draining.reason))
         case _:
             return None
