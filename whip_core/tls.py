@@ -60,8 +60,25 @@ def grpc_reloading_server_credentials(
     configuration: Callable[[], grpc.ServerCertificateConfiguration],
 ) -> grpc.ServerCredentials:
     """For each handshake `configuration` is asked anew, from a thread of gRPC's."""
+    given = configuration()
+
+    def changed() -> grpc.ServerCertificateConfiguration | None:
+        """None where nothing has changed.
+
+        gRPC replaces what all handshakes share with whatever it is given, while other
+        threads use it: in a flood of connections that crashed the process (grpcio 1.85).
+        """
+        nonlocal given
+        latest = configuration()
+        if latest is given:
+            return None
+        given = latest
+        return latest
+
     return grpc.dynamic_ssl_server_credentials(
-        configuration(), configuration, require_client_authentication=True
+        given,
+        changed,  # type: ignore[arg-type]  # None is in gRPC's documentation, not in the stubs
+        require_client_authentication=True,
     )
 
 
