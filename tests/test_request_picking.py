@@ -19,6 +19,7 @@ from mitmproxy.proxy.layers.http import GetHttpConnection
 from http_tunnel import asking, tunnel
 from mitm import answering, read_head, service
 from tunnel import run
+from whip_addon.reuse import MAX_CONNECTIONS
 from whip_core import Caller, hookimpl
 from whip_core.agents import AgentView
 from whip_core.names import Target
@@ -185,7 +186,8 @@ def test_over_http2_at_the_same_time_each_request_finds_its_instance(tmp_path: P
             *names, serve=serve, ssl_insecure=True, whip_picker="sticky:header=x-user"
         ) as t:
             t.for_each = ("--http2", "--parallel")
-            users = [[f"x-user: {number % 6}"] for number in range(12)]
+            # Each may dial by itself, and mitmproxy has at most 5 connections to one address.
+            users = [[f"x-user: {number % 2}"] for number in range(MAX_CONNECTIONS - 1)]
             waiting = asyncio.get_running_loop().create_task(
                 t.curl(*asking("https://testdom/", *users))
             )
