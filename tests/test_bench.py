@@ -23,6 +23,8 @@ from bench.rows import Measured
 from bench.spread import Spread, ratios
 from programs import needs_program
 
+pytestmark = pytest.mark.once
+
 MACHINE = {"cpu": "a CPU", "cores": 2, "memory_gb": 8.0, "load_before": 0.1, "python": "3.11.0"}
 ROUND_TRIP = 0.05
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 SECONDS = 20
 SEED = 4
 """Faults of several kinds in that time; another seed is another choice of them."""

@@ -20,6 +20,8 @@ from tunnel import authority, client_files, run
 from whip_core.channel import CONNECT_TIMEOUT
 from whip_core.sockets import unanswered_for
 
+pytestmark = pytest.mark.once
+
 NOTICED_WITHIN = 45.0
 """Seconds, by both ends (docs/faults.md)."""
 BACK_WITHIN = MAX_BOUND + 2 * CONNECT_TIMEOUT

@@ -19,6 +19,8 @@ from dockerfile import lineage, stages, words
 from programs import needs_program, path_of
 from whip_core.broker_options import METRICS_LISTEN
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 STAGES = stages((ROOT / "Dockerfile").read_text())
 

@@ -24,6 +24,8 @@ from whip_core import hookspecs
 from whip_core.cli import main
 from whip_core.metrics import AgentMetrics, BrokerMetrics
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), ROOT / "recipes" / "README.md"]

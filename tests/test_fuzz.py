@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from fuzz.targets import TARGETS
 from programs import NEEDS_ATHERIS
 
+pytestmark = pytest.mark.once
+
 TESTS = Path(__file__).parent
 CORPUS = TESTS / "fuzz" / "corpus"
 

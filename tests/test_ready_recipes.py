@@ -28,6 +28,8 @@ from whip_core import Broker
 from whip_core.metrics import AgentMetrics, BrokerMetrics
 from whip_core.plugin_sources import load_plugins
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 RECIPES = ROOT / "recipes"
 ENTRYPOINTS = {

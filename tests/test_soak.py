@@ -11,6 +11,8 @@ import pytest
 from bench.soak import GROWTH_MB, Use, descriptors_left, memory_left
 from programs import needs_program
 
+pytestmark = pytest.mark.once
+
 
 @needs_program("nginx", "whip")
 @pytest.mark.timeout(180)

@@ -21,6 +21,8 @@ from processes import free_ports, started
 from programs import needs_program
 from tunnel import run
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 STEP = re.compile(
     r"(?:<!-- in its own terminal; goes on at: (?P<until>[^\n]+) -->\n)?"
