@@ -253,7 +253,8 @@ def _screen() -> Iterator[None]:
     def leave(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    ends = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    before = {number: signal.signal(number, leave) for number in ends}
     saved = termios.tcgetattr(sys.stdin) if sys.stdin.isatty() else None
     try:
         if saved is not None:
@@ -265,6 +266,6 @@ def _screen() -> Iterator[None]:
             sys.stdout.write(LEAVE)
             sys.stdout.flush()
             if saved is not None:
-                termios.tcsetattr(sys.stdin, termios.TCSADRAIN, saved)
+                termios.tcsetattr(sys.stdin, termios.TCSANOW, saved)  # it may take no output
         for number, handler in before.items():
             signal.signal(number, handler)
