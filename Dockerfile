@@ -25,9 +25,10 @@ USER 10001:10001
 
 FROM base AS agent
 COPY --from=build-agent /opt/whip /opt/whip
-# The port of --metrics-listen, which is on loopback unless it is changed.
+# The port of --metrics-listen, which is on loopback unless it is changed. Not /readyz: an agent
+# whose broker is away is well, and what restarts the unhealthy would not help it.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s \
-  CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:9465/metrics', timeout=2)"]
+  CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:9465/healthz', timeout=2)"]
 ENTRYPOINT ["whip", "client"]
 
 FROM base AS proxy
@@ -36,5 +37,5 @@ ENV HOME=/var/lib/whip
 VOLUME /var/lib/whip
 EXPOSE 8080 8000 50051
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s \
-  CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:9464/metrics', timeout=2)"]
+  CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:9464/healthz', timeout=2)"]
 ENTRYPOINT ["whip", "proxy"]

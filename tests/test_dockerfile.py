@@ -43,7 +43,7 @@ def test_a_target_runs_as_nobody_special_and_says_whether_it_is_well(target: str
     assert words(STAGES[target].having("ENTRYPOINT")[0])[0] == "whip"
     [health] = STAGES[target].having("HEALTHCHECK")
     port = METRICS_LISTEN.partition(":")[2] if target == "proxy" else "9465"
-    assert f"127.0.0.1:{port}" in words(health)[-1]
+    assert f"127.0.0.1:{port}/healthz'" in words(health)[-1]
 
 
 @pytest.mark.timeout(400)

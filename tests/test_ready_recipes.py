@@ -26,7 +26,9 @@ from tunnel import agent_settings, broker_settings, run, running, service
 from whip_addon.facts import FAULT
 from whip_core import Broker
 from whip_core.metrics import AgentMetrics, BrokerMetrics
+from whip_core.monitor import pages, serving
 from whip_core.plugin_sources import load_plugins
+from whip_core.routes import Routes
 
 pytestmark = pytest.mark.once
 
@@ -112,6 +114,54 @@ def test_what_compose_mounts_and_waits_for_is_there() -> None:
         for target in job["static_configs"][0]["targets"]:
             name, _, port = target.partition(":")
             assert f"--metrics-listen=0.0.0.0:{port}" in compose()[name]["command"]
+
+
+def test_compose_waits_for_who_is_ready() -> None:
+    """Every check is run, against the pages that broker and agent serve."""
+    programs = {
+        each["build"]["target"]: each["healthcheck"]["test"]
+        for each in compose().values()
+        if "healthcheck" in each
+    }
+    assert programs.keys() == {"agent", "proxy"}
+
+    async def check(target: str, why: str | None) -> bool:
+        # The recipe's port may be taken here.
+        served = Routes(pages(lambda _: ("text/plain", b""), lambda: why))
+        async with serving("127.0.0.1:0", served, chosen=True) as address:
+            port = "9464" if target == "proxy" else "9465"
+            assert programs[target][:3] == ["CMD", "python", "-c"]
+            program = programs[target][3]
+            assert f"127.0.0.1:{port}/" in program
+            program = program.replace(f"127.0.0.1:{port}", str(address))
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-c", program), stderr=asyncio.subprocess.DEVNULL
+            )
+            return await process.wait() == 0
+
+    for target in programs:
+        assert asyncio.run(check(target, None))
+        assert not asyncio.run(check(target, "draining"))
+
+
+def test_kubernetes_restarts_what_hangs_and_sends_nobody_to_what_drains() -> None:
+    probes = {
+        each["image"].partition(":")[0]: {
+            kind: each[kind]["httpGet"]
+            for kind in ("livenessProbe", "readinessProbe")
+            if kind in each
+        }
+        for each in containers()
+        if each["image"].startswith("whip-")
+    }
+    alive = {"path": "/healthz", "port": "metrics"}
+    assert probes == {
+        "whip-agent": {"livenessProbe": alive},
+        "whip-proxy": {
+            "livenessProbe": alive,
+            "readinessProbe": {"path": "/readyz", "port": "metrics"},
+        },
+    }
 
 
 def test_the_commands_of_kubernetes_are_whips() -> None:
