@@ -86,6 +86,8 @@ class Event(NamedTuple):
 class Activity:
     """By the agents' full names: what is told of a name begins anew when it registers anew."""
 
+    whip_name = "activity"
+
     def __init__(self) -> None:
         self._agents: dict[str, _Agent] = {}
         self._events: dict[str, deque[Event]] = {kind: deque(maxlen=EVENTS) for kind in KINDS}

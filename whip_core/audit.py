@@ -43,6 +43,8 @@ _REOPEN, _END = b"reopen", b"end"
 class AuditLog:
     """Open from `start` to `close`."""
 
+    whip_name = "audit-log"
+
     def __init__(
         self,
         path: Path,

@@ -16,6 +16,8 @@ SCHEMES = ("nats", "tls")
 class ShippedFabrics:
     """Knows `nats://` and `tls://`."""
 
+    whip_name = "fabrics"
+
     @hookimpl(trylast=True)
     def whip_fabric(self, settings: FabricSettings) -> Fabric | None:
         servers = [text.strip() for text in settings.url.split(",")]
