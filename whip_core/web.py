@@ -12,7 +12,7 @@ import http
 import logging
 import socket
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from types import TracebackType
 
 import h11
@@ -218,10 +218,14 @@ class _Conversation:
             async for piece in body:
                 await self._write(h11.Data(data=piece))
 
+    async def _its_end(self) -> None:
+        with suppress(OSError):  # a reset is one too
+            await self._reader.read(1)
+
     async def _send_until_gone(self, body: AsyncGenerator[bytes, None]) -> None:
         this = asyncio.current_task()
         assert this is not None
-        gone = self._tasks.spawn(self._reader.read(1), "web client's end")
+        gone = self._tasks.spawn(self._its_end(), "web client's end")
         gone.add_done_callback(lambda task: task.cancelled() or this.cancel())
         try:
             await self._send_pieces(body)
