@@ -197,7 +197,7 @@ def test_over_http2_at_the_same_time_each_request_finds_its_instance(tmp_path: P
             counts = Counter((await waiting).output.split())
             assert counts.total() == len(users)
             placed = Counter(dial.agent.name.hostname for dial in t.watch.opened if dial.agent)
-            assert set(counts) == set(placed)
+            assert set(counts) <= set(placed)  # the first connection may be anywhere
             assert all(count % 2 == 0 for count in counts.values()), "each user was there twice"
 
     run(main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import resource
 import sys
 from collections.abc import Callable, Coroutine
@@ -132,7 +133,7 @@ def was_given(name: str) -> bool:
 
 def hangup_is_ours() -> bool:
     """Whether SIGHUP means "reopen the logs": where there is a terminal, it has gone away."""
-    return sys.stdin is None or not sys.stdin.isatty()
+    return not os.isatty(0)
 
 
 def run(main: Coroutine[Any, Any, None], log_level: str) -> None:
