@@ -35,6 +35,7 @@ from whip_addon.draining import Draining, on_signal
 from whip_addon.ending import end_clients
 from whip_addon.faulty import FaultyAnswers
 from whip_addon.forwarded import Forwarded
+from whip_addon.gate import Gate
 from whip_addon.guard import Guard
 from whip_addon.internal import is_internal
 from whip_addon.labels import Labels
@@ -138,6 +139,7 @@ class WhipAddon:
         self._door = Door(callers.prove_names)
         self._brought = PluginAddons()
         self.addons: list[object] = [
+            Gate(),
             Guard(lambda: self._fault, self._way, self._dialer.has_dialled),
             self._door,
             Ambiguous(self._routes, self._domains),
