@@ -40,7 +40,7 @@ def test_agents_are_pinged_spread_over_the_interval_from_the_start() -> None:
                 await agent.__aenter__()
             await watch.until(lambda: len(watch.joined) == count)
             now = asyncio.get_running_loop().time()
-            due = [session.next_ping.when() - now for session in broker._registry]
+            due = [session.next_ping.when() - now for session in broker._registrar.registry]
             assert all(delay <= PING_INTERVAL for delay in due)
             quarters = [sum(int(delay / PING_INTERVAL * 4) == n for delay in due) for n in range(4)]
             # 64 uniform ones leave fewer than 2 in some quarter once in a million runs.

@@ -140,8 +140,8 @@ async def dial_once(kind: str, at: int, late: bool) -> bool:
 
 async def nothing_is_left(broker: Broker, watch: Watch) -> None:
     await watch.until(lambda: len(watch.joined) == 1)
-    [session] = broker._registry
-    assert len(broker._awaited) == 0
+    [session] = broker._registrar.registry
+    assert len(broker._registrar.awaited) == 0
     assert not session._opening
     assert (session.streams, watch.opened, watch.closed, watch.dials) == (0, [], [], [])
     # What was asked of the agent was asked before this, so when it answers we know of it.

@@ -230,10 +230,10 @@ def test_a_dial_that_is_given_up_is_given_up_at_the_broker_too(tmp_path: Path) -
             await agent.expect(control.Registered)
             dial = spawn(remote.open_connection("instance1.testdom", 80))
             await agent.expect(control.Connect)
-            assert len(broker._awaited) == 1
+            assert len(broker._registrar.awaited) == 1
             dial.cancel()
             await asyncio.wait([dial])
-            await until(lambda: len(broker._awaited) == 0)
+            await until(lambda: len(broker._registrar.awaited) == 0)
 
     run(main())
 

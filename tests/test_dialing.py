@@ -207,7 +207,9 @@ def test_a_dial_is_waited_for_before_its_request_is_sent(monkeypatch: pytest.Mon
 
             def watched(stream: ControlStream, message: control.BrokerMessage) -> None:
                 if isinstance(message, control.Connect):
-                    waited_for.append(broker._awaited.get(message.connection_id) is not None)
+                    waited_for.append(
+                        broker._registrar.awaited.get(message.connection_id) is not None
+                    )
                 send(stream, message)
 
             monkeypatch.setattr(ControlStream, "send", watched)
@@ -241,7 +243,7 @@ def test_the_late_connection_of_a_cancelled_dial_is_closed_and_not_given_to_the_
             writer.write_eof()
             assert await exchange(await dial, b"mine") == b""
             assert await reader.read() == b"mine"
-            assert len(broker._awaited) == 0
+            assert len(broker._registrar.awaited) == 0
 
     run(main())
 
@@ -279,7 +281,7 @@ def test_a_dial_that_gets_no_answer_times_out_and_says_who_did_not_answer() -> N
             for timeout in (None, SOON / 2):
                 with pytest.raises(DialTimeout, match=r"no answer from agent instance1\.testdom"):
                     await broker.open_connection("instance1.testdom", 80, timeout=timeout)
-            assert len(broker._awaited) == 0
+            assert len(broker._registrar.awaited) == 0
 
     run(main())
 

@@ -200,9 +200,9 @@ def test_an_attempt_that_another_agent_made_good_counts_as_well() -> None:
 def test_the_end_of_an_ejected_agent_and_of_the_broker_leave_no_timer() -> None:
     async def main(broker: Broker) -> None:
         await fail(broker, "one.testdom")
-        [one] = [session for session in broker._registry if session.ejected]
+        [one] = [session for session in broker._registrar.registry if session.ejected]
         assert one.readmission is not None
-        broker.left(one, "it is over")
+        broker._registrar.left(one, "it is over")
         assert one.readmission.cancelled()
         assert gauge(broker) is None
 

@@ -44,7 +44,7 @@ async def tunnel(handler: Any = echo) -> Any:
 
 
 def connections(broker: Broker) -> list[FramedConnection]:
-    (session,) = broker._registry
+    (session,) = broker._registrar.registry
     return list(session.pool._connections)
 
 
@@ -80,7 +80,7 @@ def test_two_hundred_dials_at_once_all_succeed_and_raise_what_is_kept() -> None:
 
             await asyncio.gather(*map(one, range(200)))
             assert len([dial for dial in watch.dials if dial.error is None]) == 200
-            (session,) = broker._registry
+            (session,) = broker._registrar.registry
             assert session.pool._demand.target > 1
 
     run(main())
