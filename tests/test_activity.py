@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
+from agent_views import view
 from whip_core.activity import EVENTS, ROUND_TRIPS, Activity
-from whip_core.agents import AgentView, DialFinished, StreamClosed
+from whip_core.agents import DialFinished, StreamClosed
 from whip_core.caller import NOBODY, Caller, HttpRequest
 from whip_core.errors import DialError, UnknownName
-from whip_core.names import AgentName, Target
+from whip_core.names import Target
 
 SECRET = HttpRequest("GET", "http", "a.testdom", "/?token=secret", {"authorization": "secret"})
-
-
-def agent(hostname: str = "a") -> AgentView:
-    return AgentView(
-        name=AgentName(hostname, "testdom"),
-        ports=(80,),
-        labels={},
-        session_id="",
-        instance_id="",
-        address=("10.0.0.1", 1),
-        certificate_names=(),
-        protocol_version=1,
-        software_version="",
-        streams=0,
-        parked=0,
-        round_trip=None,
-        registered_at=0.0,
-        draining=False,
-    )
 
 
 def dial(error: DialError | None = None, caller: Caller = NOBODY) -> DialFinished:
@@ -35,7 +17,7 @@ def dial(error: DialError | None = None, caller: Caller = NOBODY) -> DialFinishe
         dial_id="0123456789abcdef",
         target=Target("a.testdom", 80),
         caller=caller,
-        agent=agent() if error is None else None,
+        agent=view("a") if error is None else None,
         port=80,
         error=error,
         parked=True,
@@ -47,7 +29,7 @@ def dial(error: DialError | None = None, caller: Caller = NOBODY) -> DialFinishe
 
 def test_a_flood_of_one_kind_pushes_out_no_other_and_has_an_end() -> None:
     activity = Activity()
-    activity.whip_agent_joined(agent())
+    activity.whip_agent_joined(view("a"))
     activity.whip_dial_finished(dial(UnknownName("nobody")))
     for _ in range(10 * EVENTS):
         activity.whip_dial_finished(dial())
@@ -64,7 +46,7 @@ def test_a_flood_of_one_kind_pushes_out_no_other_and_has_an_end() -> None:
 def test_texts_of_peers_have_an_end_and_no_control_characters() -> None:
     activity = Activity()
     activity.whip_dial_finished(dial(DialError("\x1b[2J\n" + "x" * 10_000)))
-    activity.whip_agent_left(agent(), "\x07" + "y" * 10_000)
+    activity.whip_agent_left(view("a"), "\x07" + "y" * 10_000)
     for event in activity.events():
         told = event.as_dict()
         text = told.get("error") or told["reason"]
@@ -85,18 +67,18 @@ def test_who_asked_is_told_and_nothing_of_the_request() -> None:
 
 def test_an_agents_record_is_bounded_and_begins_anew_with_its_registration() -> None:
     activity = Activity()
-    activity.whip_agent_joined(agent())
+    activity.whip_agent_joined(view("a"))
     for number in range(2 * ROUND_TRIPS):
-        activity.whip_round_trip(agent(), number / 4)
+        activity.whip_round_trip(view("a"), number / 4)
     assert activity.round_trips("a.testdom") == tuple(
         number / 4 for number in range(ROUND_TRIPS, 2 * ROUND_TRIPS)
     )
-    closed = StreamClosed("id", agent().name, 80, Caller(), 3, 4, 1.0, "end")
+    closed = StreamClosed("id", view("a").name, 80, Caller(), 3, 4, 1.0, "end")
     activity.whip_stream_closed(closed)
     activity.whip_stream_closed(closed)
     assert activity.finished_bytes("a.testdom") == (6, 8)
-    activity.whip_agent_left(agent(), "gone")
+    activity.whip_agent_left(view("a"), "gone")
     activity.whip_stream_closed(closed)  # of a session that has ended
     assert activity.finished_bytes("a.testdom") == (0, 0)
-    activity.whip_agent_joined(agent())
+    activity.whip_agent_joined(view("a"))
     assert activity.round_trips("a.testdom") == ()

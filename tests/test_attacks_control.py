@@ -9,7 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from tunnel import Log, agent_settings, broker_settings, client_files, run, running, scripted, until
+from tunnel import (
+    Log,
+    agent_settings,
+    asked,
+    broker_settings,
+    client_files,
+    run,
+    running,
+    scripted,
+    until,
+)
 from whip_core import Broker, control
 from whip_core.control_wire import (
     MAX_MESSAGE_SIZE,
@@ -150,12 +160,7 @@ def test_over_tls_the_stolen_id_of_an_old_agents_dial_is_of_no_use_to_another() 
 
 def test_an_agent_cannot_fail_another_agents_dial() -> None:
     async def main() -> None:
-        async with Broker(broker_settings()) as broker, scripted(broker) as agent:
-            await agent.expect(control.Registered)
-            dial = asyncio.get_running_loop().create_task(
-                broker.open_connection("instance1.testdom", 80)
-            )
-            request = await agent.expect(control.Connect)
+        async with asked() as (broker, _agent, request, dial):
             hello = control.Register(
                 "instance2", "testdom", (80,), protocol_version=1, instance_id="2"
             )

@@ -12,6 +12,7 @@ import pytest
 from tunnel import (
     Log,
     agent_settings,
+    asked,
     broker_settings,
     client_files,
     exchange,
@@ -37,16 +38,7 @@ async def dialled(
     *, tls: bool = False
 ) -> AsyncIterator[tuple[Broker, ScriptedAgent, control.Connect]]:
     """An agent that has been asked for a connection; at the end it gives the right one."""
-    files = client_files("instance1.testdom") if tls else None
-    async with (
-        Broker(broker_settings(tls=tls or None)) as broker,
-        scripted(broker, tls=files) as agent,
-    ):
-        await agent.expect(control.Registered)
-        dial = asyncio.get_running_loop().create_task(
-            broker.open_connection("instance1.testdom", 80)
-        )
-        request = await agent.expect(control.Connect)
+    async with asked(tls=tls) as (broker, agent, request, dial):
         try:
             yield broker, agent, request
         except BaseException:
@@ -106,12 +98,7 @@ def test_a_connection_of_an_ended_session_is_refused() -> None:
 
 def test_an_answer_is_taken_once_and_its_replay_is_refused() -> None:
     async def main() -> None:
-        async with Broker(broker_settings()) as broker, scripted(broker) as agent:
-            await agent.expect(control.Registered)
-            dial = asyncio.get_running_loop().create_task(
-                broker.open_connection("instance1.testdom", 80)
-            )
-            request = await agent.expect(control.Connect)
+        async with asked() as (_broker, agent, request, dial):
             reverse = await agent.connect_framed(request)
             await reverse.asked()
             again = agent.introduction(request)
@@ -126,12 +113,7 @@ def test_an_answer_is_taken_once_and_its_replay_is_refused() -> None:
 
 def test_of_two_that_answer_a_dial_in_the_same_moment_one_is_taken() -> None:
     async def main() -> None:
-        async with Broker(broker_settings()) as broker, scripted(broker) as agent:
-            await agent.expect(control.Registered)
-            dial = asyncio.get_running_loop().create_task(
-                broker.open_connection("instance1.testdom", 80)
-            )
-            request = await agent.expect(control.Connect)
+        async with asked() as (_broker, agent, request, dial):
             answers = [await agent.connect_back(request, introduce=b"\x01") for _ in range(2)]
             for _, writer in answers:
                 writer.write(preamble.encode(agent.introduction(request))[1:])

@@ -14,6 +14,7 @@ from tunnel import (
     Log,
     Watch,
     agent_settings,
+    asked,
     broker_settings,
     client_files,
     echo,
@@ -249,12 +250,7 @@ def test_an_agent_of_ours_cannot_use_the_old_preamble() -> None:
     """Else the session's secret would protect nothing."""
 
     async def main() -> None:
-        async with Broker(broker_settings()) as broker, scripted(broker) as agent:
-            await agent.expect(control.Registered)
-            dial = asyncio.get_running_loop().create_task(
-                broker.open_connection("instance1.testdom", 80)
-            )
-            request = await agent.expect(control.Connect)
+        async with asked() as (_broker, agent, request, dial):
             reader, _ = await agent.connect_back(request, introduce=preamble_for(request))
             await reader.read()  # refused and closed
             assert not dial.done()

@@ -242,6 +242,23 @@ def scripted(
     )
 
 
+@asynccontextmanager
+async def asked(
+    *, tls: bool = False
+) -> AsyncIterator[tuple[Broker, ScriptedAgent, control.Connect, asyncio.Task[Streams]]]:
+    """A scripted agent that a dial has just asked for a connection; gives that dial's task too."""
+    files = client_files("instance1.testdom") if tls else None
+    async with (
+        Broker(broker_settings(tls=tls or None)) as broker,
+        scripted(broker, tls=files) as agent,
+    ):
+        await agent.expect(control.Registered)
+        dial = asyncio.get_running_loop().create_task(
+            broker.open_connection("instance1.testdom", 80)
+        )
+        yield broker, agent, await agent.expect(control.Connect), dial
+
+
 def agent_settings(
     *endpoints: str | int, ports: str, hostname: str = "instance1", **changes: Any
 ) -> AgentSettings:
