@@ -28,7 +28,6 @@ from whip_core.audit import AuditLog
 from whip_core.authorization import CertificateCoversName, PolicyRules
 from whip_core.awaited import Awaited
 from whip_core.caller import Caller
-from whip_core.certificates import Role
 from whip_core.control_server import ControlServer, ControlStream
 from whip_core.credentials import Credentials
 from whip_core.dial_address import DialAddress
@@ -57,6 +56,7 @@ from whip_core.rare_log import RareLog
 from whip_core.registry import Contested, Joined, Registry
 from whip_core.reverse_listener import Arrival, ReverseListener
 from whip_core.session import Session
+from whip_core.settings import Role
 from whip_core.stream import Stream
 from whip_core.tasks import TaskSet
 
