@@ -15,10 +15,10 @@ from client_agent.plugins import AgentPlugins
 from client_agent.reconcile import reconcile
 from client_agent.settings import AgentSettings
 from client_agent.worker import PATIENCE, Worker
-from whip_core.certificates import Role
 from whip_core.credentials import Credentials
 from whip_core.metrics import AgentMetrics
 from whip_core.plugin_settings import PluginSettings
+from whip_core.settings import Role
 from whip_core.tasks import TaskSet
 
 logger = logging.getLogger(__name__)

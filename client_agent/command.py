@@ -19,8 +19,8 @@ from client_agent.egress import egress_of
 from client_agent.endpoints import Endpoint
 from client_agent.exposure import parse_exposure
 from client_agent.settings import BROKER_COUNT, MAX_BROKERS, AgentSettings
-from whip_core.certificates import Role, check_files, dns_pattern
 from whip_core.errors import SettingsError
+from whip_core.host_patterns import dns_pattern
 from whip_core.metrics import exposition
 from whip_core.monitor import listen_address, pages, serving
 from whip_core.names import AgentName, check_labels
@@ -34,8 +34,9 @@ from whip_core.options import (
 )
 from whip_core.plugin_sources import AGENT_GROUP, PluginOptions
 from whip_core.routes import Routes
-from whip_core.settings import DRAIN_TIMEOUT
+from whip_core.settings import DRAIN_TIMEOUT, Role
 from whip_core.systemd import Notifier, notifying
+from whip_core.tls_trial import try_out
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def client(
     try:
         settings = read_settings(**values)
         if settings.tls is not None:
-            check_files(settings.tls, Role.AGENT)
+            try_out(settings.tls, Role.AGENT)
         plugins = PluginOptions(plugin, no_plugin, plugin_set)
         agent = Agent(
             settings,

@@ -28,10 +28,11 @@ from client_agent.discovery import Discovery
 from client_agent.endpoints import Address, Endpoint
 from client_agent.settings import AgentSettings
 from whip_core import control, tls
-from whip_core.certificates import Role, certificate_names_pem, covers
+from whip_core.certificates import certificate_names_pem
 from whip_core.checkup import Checkup, Streams, check_certificates, check_machine, check_port
 from whip_core.errors import RemoteProtocolError, SettingsError
-from whip_core.settings import TLSFiles
+from whip_core.host_patterns import covers
+from whip_core.settings import Role, TLSFiles
 
 DNS_TIMEOUT = 10.0
 """Seconds until a name counts as not found."""

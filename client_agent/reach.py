@@ -13,7 +13,7 @@ import ipaddress
 from collections.abc import Sequence
 
 from client_agent.endpoints import Address, Endpoint
-from whip_core.certificates import covers
+from whip_core.host_patterns import covers
 from whip_core.settings import is_loopback
 
 

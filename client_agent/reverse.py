@@ -10,13 +10,12 @@ from typing import TypeVar
 from client_agent import egress_tunnel
 from client_agent.egress import EgressProxy
 from whip_core import preamble, tls_transport
-from whip_core.certificates import proves_host
+from whip_core.decoded_certificate import proves_host
 from whip_core.errors import AgentGone
 from whip_core.framed import FramedConnection
 from whip_core.preamble import OldPreamble, Preamble
 from whip_core.raw import RawConnection
 from whip_core.settings import require_plaintext_allowed
-from whip_core.tls import peer_certificate
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for the connection and its handshake: the broker's whole dial has no more."""
@@ -82,8 +81,9 @@ class ReverseConnector:
         return connection
 
     def _is_proven(self, transport: asyncio.Transport, host: str) -> bool:
-        certificate = peer_certificate(transport)
-        return certificate is not None and (
+        # Not in DER: reading that takes a library which an agent need not hold.
+        certificate = transport.get_extra_info("ssl_object").getpeercert()
+        return bool(certificate) and (
             proves_host(certificate, host) or proves_host(certificate, self._endpoint_name)
         )
 

@@ -23,22 +23,19 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 from whip_core.certificates import (
-    MAX_PEM_SIZE,
-    Role,
     certificate_names,
     certificate_names_pem,
     certificates_in,
     check_files,
-    covers,
-    dns_pattern,
     expires_at,
-    literal_address,
     private_key_in,
     proves_host,
 )
 from whip_core.errors import SettingsError
+from whip_core.host_patterns import covers, dns_pattern, literal_address
+from whip_core.pem_files import MAX_PEM_SIZE
 from whip_core.pki import Authority
-from whip_core.settings import TLSFiles
+from whip_core.settings import Role, TLSFiles
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 NOW = datetime.now(UTC).replace(microsecond=0)

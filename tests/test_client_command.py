@@ -192,6 +192,28 @@ def test_every_option_can_come_from_the_environment() -> None:
     run(main())
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads /proc")
+def test_an_agent_that_serves_does_without_the_library_that_makes_certificates() -> None:
+    async def main() -> None:
+        async with (
+            service(saying(b"hello")) as port,
+            Broker(broker_settings(tls=True)) as broker,
+            started(
+                *("whip", "client", "--hostname=instance1", "--domain=testdom"),
+                *(f"--ports=80={port}", *tls(client_files()), "--metrics-listen=127.0.0.1:0"),
+                f"localhost:{broker.control_port}",
+            ) as client,
+        ):
+            reader, writer = await broker.open_connection("instance1.testdom", 80, wait=20)
+            assert await reader.read() == b"hello"
+            writer.close()
+            mapped = Path(f"/proc/{client.pid}/maps").read_text()
+            assert "grpc" in mapped
+            assert "cryptography" not in mapped  # 9 MB of the agent's 65 (DESIGN §12: 60)
+
+    run(main())
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_streams_finish_and_the_exit_status_is_0(number: int) -> None:
     async def main() -> None:

@@ -25,10 +25,11 @@ from tunnel import (
 )
 from whip_core import Broker, TLSFiles, control, credentials
 from whip_core.agents import PeerCertificate
-from whip_core.certificates import Role, peer_certificate_pem
+from whip_core.certificates import peer_certificate_pem
 from whip_core.credentials import WARN_EVERY, Credentials
 from whip_core.errors import SettingsError
 from whip_core.revocation import Revocations
+from whip_core.settings import Role
 from whip_core.testing import Authority
 from whip_core.testing.agent import ControlStreamEnded, ScriptedAgent
 

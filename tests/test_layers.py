@@ -28,16 +28,16 @@ LAYERS = {
     },
     1: {  # state, no I/O
         "whip_core": "activity admission agent_table authorization candidates certificates channel"
-        " control_state control_wire dial_wire fabric_wire frames outliers parking picker_choice"
-        " pickers pki plugin_host plugin_settings policy policy_file preamble rare_log registry"
-        " revocation routes sticky",
+        " control_state control_wire decoded_certificate dial_wire fabric_wire frames host_patterns"
+        " outliers parking pem_files picker_choice pickers pki plugin_host plugin_settings policy"
+        " policy_file preamble rare_log registry revocation routes sticky",
         "client_agent": "backoff choice reach reconcile",
     },
     2: {  # async I/O
         "whip_core": "acceptor awaited control_server control_socket credentials dial_client"
         " dial_socket drain fabric_local fabric_nats forward framed heartbeat outbox parked_pool"
         " raw relay reverse_listener session sockets stream stream_reader systemd tasks tls"
-        " tls_transport web",
+        " tls_transport tls_trial web",
         "client_agent": "berth control_client discovery egress_tunnel local parker reverse",
     },
     3: {  # assembly
@@ -64,10 +64,10 @@ GENERATED = "whip_core.wire"
 
 # What both ends of the tunnel need: all that the agent may know of whip_core.
 SHARED_WITH_THE_AGENT = (
-    "certificates channel checkup control control_state control_wire credentials errors framed"
-    " frames hookspecs local_request metrics monitor names options outbox parking plugin_host"
-    " plugin_settings plugin_sources preamble raw relay routes settings systemd tasks tls"
-    " tls_transport"
+    "certificates channel checkup control control_state control_wire credentials"
+    " decoded_certificate errors framed frames hookspecs host_patterns local_request metrics"
+    " monitor names options outbox parking plugin_host plugin_settings plugin_sources preamble raw"
+    " relay routes settings systemd tasks tls tls_transport tls_trial"
 )
 # These could be lifted out of the project nearly as they are.
 AGENT_LOGIC = {

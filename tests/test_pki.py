@@ -16,8 +16,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
 from programs import needs_program, path_of
-from whip_core.certificates import certificate_names, certificate_names_pem, covers, proves_host
+from whip_core.certificates import certificate_names, certificate_names_pem, proves_host
 from whip_core.errors import SettingsError
+from whip_core.host_patterns import covers
 from whip_core.pki import (
     CLOCK_SKEW,
     MAX_VALIDITY,

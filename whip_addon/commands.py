@@ -116,7 +116,8 @@ def _check(chosen: dict[str, Any], host: str) -> None:
     _mitmproxy_tools()
     from whip_addon.door import server_context as door_context
     from whip_addon.lifecycle import broker_of
-    from whip_core.certificates import Role, check_files
+    from whip_core.certificates import check_files
+    from whip_core.settings import Role
 
     try:
         checked = settings.read(chosen, settings.by_flag)

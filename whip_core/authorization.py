@@ -12,8 +12,8 @@ from datetime import datetime
 
 from whip_core.agents import AgentView, Peer, Registration
 from whip_core.caller import Caller
-from whip_core.certificates import covers
 from whip_core.hookspecs import hookimpl
+from whip_core.host_patterns import covers
 from whip_core.names import Target
 from whip_core.policy import Decision, Policy
 

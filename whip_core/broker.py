@@ -21,7 +21,6 @@ from whip_core.agents import (
 from whip_core.audit import AuditLog
 from whip_core.authorization import CertificateCoversName, PolicyRules
 from whip_core.caller import Caller
-from whip_core.certificates import Role
 from whip_core.control_server import ControlServer
 from whip_core.credentials import Credentials
 from whip_core.dial_address import DialAddress
@@ -45,6 +44,7 @@ from whip_core.policy import Policy
 from whip_core.policy_file import parse_policy
 from whip_core.registrar import Registrar
 from whip_core.reverse_listener import ReverseListener
+from whip_core.settings import Role
 from whip_core.stream import Stream
 from whip_core.tasks import TaskSet
 

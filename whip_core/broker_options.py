@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 import click
 
 from whip_core import limits
-from whip_core.certificates import dns_pattern
 from whip_core.dial_address import DialAddress
 from whip_core.errors import SettingsError
+from whip_core.host_patterns import dns_pattern
 from whip_core.names import normalize
 from whip_core.options import option
 from whip_core.picker_choice import DEFAULT as DEFAULT_PICKER

@@ -1,14 +1,14 @@
-"""Reading certificates: the names they give, what those names cover, whether files fit."""
+"""Reading certificates: the names they give, whether files fit together.
+
+It takes 8 MB of memory for the library that reads them: an agent does without (`tls_trial`).
+"""
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from enum import Enum
-from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -22,13 +22,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from whip_core.agents import PeerCertificate
 from whip_core.errors import SettingsError
-from whip_core.names import MAX_NAME_LENGTH, normalize
-from whip_core.settings import TLSFiles
-
-IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-MAX_PEM_SIZE = 1 << 20
-"""Bytes of a PEM file: four times a whole system's CA bundle, and an end for /dev/zero."""
+from whip_core.host_patterns import address_or_none, covers, pattern_or_none
+from whip_core.pem_files import read_pem_file
+from whip_core.settings import Role, TLSFiles
 
 _UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion)
 _PRIVATE_KEY = re.compile(
@@ -61,49 +57,6 @@ def peer_certificate_pem(pem: bytes) -> PeerCertificate:
     )
 
 
-def covers(patterns: Iterable[str], name: str) -> bool:
-    """Whether one of `patterns` is `name`, or is `*.rest` and `name` is one label and rest.
-
-    Only a whole leftmost label may be a wildcard, and it stands for exactly one label.
-    Case, a trailing dot and IDNA forms do not matter. What cannot be a host name is not
-    covered, and a malformed pattern covers nothing.
-    """
-    try:
-        wanted = normalize(name)
-    except ValueError:
-        return False
-    accepted = {wanted, "*." + wanted.partition(".")[2]}
-    return any(_pattern_or_none(pattern) in accepted for pattern in patterns)
-
-
-def dns_pattern(text: str) -> str:
-    """The normal form of a host name or of `*.` and a host name.
-
-    Raises `ValueError` for anything else, IP addresses among it.
-    """
-    head, _, rest = text.partition(".")
-    pattern = "*." + normalize(rest) if head == "*" and rest else normalize(text)
-    if len(pattern) > MAX_NAME_LENGTH:
-        raise ValueError(f"{text[:80]!r} is longer than {MAX_NAME_LENGTH} characters")
-    if _address_or_none(pattern) is not None:
-        raise ValueError(f"{text!r} is an IP address and not a host name")
-    return pattern
-
-
-def literal_address(text: str) -> IPAddress:
-    """An IPv4 or IPv6 address; brackets and a zone (`%eth0`) are left aside.
-
-    Raises `ValueError` for anything else.
-    """
-    text = text.strip()
-    if text.startswith("[") and text.endswith("]"):
-        text = text[1:-1]
-    try:
-        return ipaddress.ip_address(text.partition("%")[0])
-    except ValueError as error:
-        raise ValueError(f"{text[:80]!r} is not an IP address") from error
-
-
 def proves_host(der: bytes, host: str) -> bool:
     """Whether a server certificate is good for `host`, a DNS name or a literal address.
 
@@ -112,7 +65,7 @@ def proves_host(der: bytes, host: str) -> bool:
     Raises `ValueError` as `certificate_names` does.
     """
     certificate = _from_der(der)
-    address = _address_or_none(host)
+    address = address_or_none(host)
     if address is None:
         return covers(names_of(certificate), host)
     names = _alternative_names(certificate)
@@ -127,13 +80,6 @@ def expires_at(der_or_pem: bytes) -> datetime:
     # Not "has a BEGIN in it": a peer may have put whole PEM texts into its DER.
     is_der = der_or_pem[:1] == b"\x30" and der_or_pem[1:2] >= b"\x80"
     return (_from_der if is_der else _from_pem)(der_or_pem).not_valid_after_utc
-
-
-class Role(Enum):
-    """Whose files they are, and what a certificate has to be good for then."""
-
-    BROKER = "broker"
-    AGENT = "agent"
 
 
 _USAGE = {
@@ -177,29 +123,6 @@ def check_files(files: TLSFiles, role: Role | None = None) -> list[str]:
             "right only if the other end trusts another CA than this one"
         ]
     return []
-
-
-def read_pem_file(path: Path, source: str) -> bytes:
-    """The content of a file; `source` (an option and the path) begins each error's text.
-
-    Raises `SettingsError` when it is missing, not readable or larger than `MAX_PEM_SIZE`.
-    """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_PEM_SIZE + 1)
-    except FileNotFoundError as error:
-        raise SettingsError(
-            f"{source} does not exist: correct the path (`whip pki --help` makes certificates)"
-        ) from error
-    except IsADirectoryError as error:
-        raise SettingsError(f"{source} is a directory: give the file in it") from error
-    except OSError as error:
-        raise SettingsError(
-            f"{source} cannot be read by this user: {error.strerror or error}"
-        ) from error
-    if len(data) > MAX_PEM_SIZE:
-        raise SettingsError(f"{source} is no PEM file of ours: it is larger than 1 MiB")
-    return data
 
 
 def certificates_in(pem: bytes, source: str) -> list[x509.Certificate]:
@@ -290,22 +213,8 @@ def names_of(certificate: x509.Certificate) -> tuple[str, ...]:
     common = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     if len(common) != 1:
         return ()
-    pattern = _pattern_or_none(str(common[0].value))
+    pattern = pattern_or_none(str(common[0].value))
     return (pattern,) if pattern is not None else ()
-
-
-def _pattern_or_none(text: str) -> str | None:
-    try:
-        return dns_pattern(text)
-    except ValueError:
-        return None
-
-
-def _address_or_none(host: str) -> IPAddress | None:
-    try:
-        return literal_address(host)
-    except ValueError:
-        return None
 
 
 def _check_valid_at(now: datetime, certificate: x509.Certificate, source: str) -> None:

@@ -19,18 +19,17 @@ from pathlib import Path
 import click
 
 from whip_core.certificates import (
-    Role,
     certificate_names_pem,
     certificates_in,
     check_files,
     expires_at,
     proves_host,
-    read_pem_file,
 )
 from whip_core.credentials import WARN_BEFORE
 from whip_core.errors import SettingsError
+from whip_core.pem_files import read_pem_file
 from whip_core.revocation import Revocations
-from whip_core.settings import TLSFiles
+from whip_core.settings import Role, TLSFiles
 
 FEW_FILES = 4096
 """Open files under which a busy agent or broker comes to an end: two for each stream."""

@@ -15,15 +15,19 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 
 from whip_core import tls
 from whip_core.agents import PeerCertificate
-from whip_core.certificates import Role, certificates_in, check_files, expires_at, read_pem_file
 from whip_core.errors import SettingsError
-from whip_core.revocation import Revocations
-from whip_core.settings import TLSFiles
+from whip_core.pem_files import read_pem_file
+from whip_core.settings import Role, TLSFiles
+from whip_core.tls_trial import try_out
+
+if TYPE_CHECKING:
+    from whip_core.revocation import Revocations
 
 logger = logging.getLogger(__name__)
 
@@ -123,15 +127,14 @@ class Credentials:
 
     def _load(self) -> list[str]:
         files = self._files
-        warnings = check_files(files, self._role)
+        warnings, expires = try_out(files, self._role)
         pem = tuple(path.read_bytes() for path in (files.ca, files.key, files.cert))
-        revocations = None
-        if files.crl is not None:
-            source = f"--tls-crl-path {files.crl}"
-            authorities = certificates_in(pem[0], f"--tls-ca-cert-path {files.ca}")
-            revocations = Revocations(read_pem_file(files.crl, source), authorities, source)
-            if revocations.valid_until < datetime.now(UTC):
-                warnings.append(f"{source} is out of date: no peer is believed until it is renewed")
+        revocations = self._read_revocations(pem[0])
+        if revocations is not None and revocations.valid_until < datetime.now(UTC):
+            warnings.append(
+                f"--tls-crl-path {files.crl} is out of date: "
+                "no peer is believed until it is renewed"
+            )
         # OpenSSL has its say before anything is used.
         context = tls.client_context(files) if self._role is Role.AGENT else None
         server = tls.server_context(files) if self._role is Role.BROKER else None
@@ -139,11 +142,23 @@ class Credentials:
         self._pem = pem
         self._grpc = tls.grpc_server_configuration(*pem)
         self._revocations = revocations
-        self._expires = expires_at(pem[2])
+        self._expires = expires
         self._warned_at = None
         self._on_loaded(self._expires)
         self._warn_of_expiry()
         return warnings
+
+    def _read_revocations(self, ca: bytes) -> Revocations | None:
+        path = self._files.crl
+        if path is None:
+            return None
+        # Here, because they need much memory that an agent without lists can save.
+        from whip_core.certificates import certificates_in
+        from whip_core.revocation import Revocations
+
+        source = f"--tls-crl-path {path}"
+        authorities = certificates_in(ca, f"--tls-ca-cert-path {self._files.ca}")
+        return Revocations(read_pem_file(path, source), authorities, source)
 
     def _warn_of_expiry(self) -> None:
         left = self._expires - datetime.now(UTC)

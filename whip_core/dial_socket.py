@@ -21,7 +21,7 @@ from typing import Protocol
 from whip_core import tls_transport
 from whip_core.acceptor import Acceptor
 from whip_core.caller import Caller
-from whip_core.certificates import certificate_names, covers
+from whip_core.certificates import certificate_names
 from whip_core.dial_address import DialAddress
 from whip_core.dial_wire import (
     Ask,
@@ -35,6 +35,7 @@ from whip_core.dial_wire import (
 from whip_core.errors import DialError, RemoteProtocolError, SettingsError
 from whip_core.framed import FramedConnection
 from whip_core.frames import FrameCodec, OpenRequested, Role
+from whip_core.host_patterns import covers
 from whip_core.relay import RelaySide, join
 from whip_core.sockets import bind, bind_unix, duplex, peer_address
 from whip_core.stream import Stream

@@ -19,14 +19,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from whip_core.certificates import (
-    IPAddress,
     certificates_in,
-    dns_pattern,
-    literal_address,
     private_key_in,
     same_key,
 )
 from whip_core.errors import SettingsError
+from whip_core.host_patterns import IPAddress, dns_pattern, literal_address
 from whip_core.names import normalize
 
 SigningKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey

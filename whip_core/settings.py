@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 
 from whip_core.dial_address import DialAddress
@@ -25,6 +26,13 @@ HANDSHAKE_TIMEOUT = 10.0
 """Seconds a peer on either port has for its TLS handshake, and an agent to register."""
 PREAMBLE_TIMEOUT = 5.0
 """Seconds a peer on the reverse port has, once connected, to say who it is."""
+
+
+class Role(Enum):
+    """Whose files they are, and what a certificate has to be good for then."""
+
+    BROKER = "broker"
+    AGENT = "agent"
 
 
 @dataclass(frozen=True, slots=True)

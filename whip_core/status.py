@@ -18,10 +18,11 @@ from whip_core import monitor
 from whip_core.activity import KINDS, Activity
 from whip_core.agent_table import Query, Row, select, whole_number
 from whip_core.agents import AgentView
-from whip_core.certificates import certificates_in, names_of, read_pem_file
+from whip_core.certificates import certificates_in, names_of
 from whip_core.errors import SettingsError, UnknownName
 from whip_core.metrics import exposition
 from whip_core.names import printable
+from whip_core.pem_files import read_pem_file
 from whip_core.routes import JSON, Answer, BadRequest, Request, Response, Routes, as_json
 from whip_core.settings import BrokerSettings, RemoteSettings, is_loopback
 

@@ -19,12 +19,13 @@ from whip_core.broker_options import (
     read_broker,
     read_plugins,
 )
-from whip_core.certificates import Role, certificates_in, proves_host, read_pem_file
+from whip_core.certificates import certificates_in, proves_host
 from whip_core.checkup import Checkup, Streams, check_certificates, check_machine, check_port
 from whip_core.cli import CommandsByEntryPoint
 from whip_core.errors import SettingsError
 from whip_core.options import common_options
-from whip_core.settings import BrokerSettings, is_loopback
+from whip_core.pem_files import read_pem_file
+from whip_core.settings import BrokerSettings, Role, is_loopback
 from whip_core.sockets import bind
 
 

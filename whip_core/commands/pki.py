@@ -16,9 +16,10 @@ from typing import Any
 
 import click
 
-from whip_core.certificates import IPAddress, dns_pattern, literal_address, read_pem_file
 from whip_core.errors import SettingsError
+from whip_core.host_patterns import IPAddress, dns_pattern, literal_address
 from whip_core.options import Command, Failure, option
+from whip_core.pem_files import read_pem_file
 from whip_core.pki import Authority, Issued, Subject, check_validity, client_name
 
 LOOPBACK_NAMES = ("localhost",)
