@@ -214,7 +214,7 @@ class Broker(Dials):
             return
         self._stopping.set()
         if self._neighbours is not None:
-            self._neighbours.drain()
+            self._neighbours.holder.drain()
         for session in self._registry:
             if session.speaks_frames:
                 session.send(control.Draining("the broker is stopping"))
@@ -439,7 +439,7 @@ class Broker(Dials):
         self._ping_later(session, random.uniform(0, self.settings.ping_interval))  # noqa: S311
         self.plugins.agent_joined(session.view())
         if self._neighbours is not None:
-            self._neighbours.joined(session)
+            self._neighbours.holder.joined(session)
         self._dialer.agents_changed()
 
     def _ping_later(self, session: Session, delay: float) -> None:
@@ -466,9 +466,9 @@ class Broker(Dials):
         if self._neighbours is not None:
             match message:
                 case control.ConnectFailed(connection_id, why):
-                    self._neighbours.connect_failed(connection_id, why)
+                    self._neighbours.holder.connect_failed(connection_id, why)
                 case control.Draining():
-                    self._neighbours.draining(session)
+                    self._neighbours.holder.draining(session)
 
     def left(self, session: Session, reason: str) -> None:
         self._end(session, None, reason)
@@ -501,7 +501,7 @@ class Broker(Dials):
         reason = reason or str(why)
         self._registry.remove(session)
         if self._neighbours is not None:
-            self._neighbours.left(session)
+            self._neighbours.holder.left(session)
         self._admission.agent_left(session.peer)
         for timer in (session.next_ping, session.readmission):
             if timer is not None:
