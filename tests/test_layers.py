@@ -35,16 +35,16 @@ LAYERS = {
     },
     2: {  # async I/O
         "whip_core": "acceptor awaited control_server control_socket credentials dial_client"
-        " dial_socket drain fabric_local fabric_nats forward framed heartbeat outbox parked_pool"
-        " raw relay reverse_listener session sockets stream stream_reader systemd tasks tls"
-        " tls_transport tls_trial web",
+        " dial_socket drain fabric_local fabric_mail fabric_nats forward framed heartbeat outbox"
+        " parked_pool raw relay reverse_listener session sockets stream stream_reader systemd tasks"
+        " tls tls_transport tls_trial web",
         "client_agent": "berth control_client discovery egress_tunnel local parker reverse",
     },
     3: {  # assembly
         "whip_core": "__init__ aiohttp audit broker broker_options checkup cli commands.__init__"
-        " commands.* control_call dial_desk dialer dials fabrics httpx metrics monitor neighbours"
-        " operating options plugin_sources plugins public pytest_plugin registrar remote status"
-        " testing.__init__ testing.*",
+        " commands.* control_call dial_desk dialer dials fabrics guests holding httpx metrics"
+        " monitor neighbours operating options plugin_sources plugins public pytest_plugin registrar"
+        " remote status testing.__init__ testing.*",
         "client_agent": "__init__ agent command doctor plugins session testing worker",
         "whip_addon": "__init__ *",
     },

@@ -21,7 +21,7 @@ WORKERS = 4
 async def heard_of(broker: Broker) -> None:
     """Wait until NATS knows that the broker holds the agent, so that the other may go."""
     assert broker._registrar.neighbours is not None
-    fabric = broker._registrar.neighbours._fabric
+    fabric = broker._registrar.neighbours._mail.fabric
     assert isinstance(fabric, NatsFabric)
     await eventually(lambda: "agent.instance1.testdom" in fabric._held)
     await fabric._client.flush()

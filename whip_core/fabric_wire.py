@@ -18,10 +18,12 @@ from __future__ import annotations
 import json
 import secrets
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from whip_core.errors import RemoteProtocolError
+from whip_core.names import Target
 
 VERSION = 1
 MAX_AGE = 10.0
@@ -103,6 +105,26 @@ class Gate:
             self._seen.discard(self._order.popleft()[1])
 
 
+# Keys: who holds one is asked what is sent to it.
+
+
+def agent_key(name: str) -> str:
+    """Held by the brokers that an agent is registered at, by its full name."""
+    return f"agent.{name}"
+
+
+def domain_key(domain: str) -> str:
+    """Held by the brokers that have agents of the domain; one of them is asked."""
+    return f"domain.{domain}"
+
+
+def broker_key(broker_id: str) -> str:
+    return f"broker.{broker_id}"
+
+
+# Reading bodies
+
+
 def text(body: dict[str, Any], key: str) -> str:
     value = body.get(key)
     if not isinstance(value, str) or not value.isprintable():
@@ -115,3 +137,27 @@ def number(body: dict[str, Any], key: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 65535:
         raise RemoteProtocolError(f"{key!r} is no number (0 to 65535)")
     return value
+
+
+def mapping(body: dict[str, Any], key: str) -> Mapping[str, Any]:
+    value = body.get(key)
+    if not isinstance(value, dict):
+        raise RemoteProtocolError(f"{key!r} is no JSON object")
+    return value
+
+
+def encode_target(target: Target) -> list[Any]:
+    return [target.name, target.port]
+
+
+def target_in(body: dict[str, Any]) -> Target:
+    """Raises `ValueError` for a name or port that cannot be one."""
+    value = body.get("target")
+    if not (
+        isinstance(value, list)
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and isinstance(value[1], int)
+    ):
+        raise RemoteProtocolError("'target' is no name and port")
+    return Target.parse(value[0], value[1])

@@ -151,7 +151,7 @@ class Registrar:
         self._ping_later(session, random.uniform(0, self._settings.ping_interval))  # noqa: S311
         self._plugins.agent_joined(session.view())
         if self.neighbours is not None:
-            self.neighbours.joined(session)
+            self.neighbours.holder.joined(session)
         self.on_joined()
 
     def _ping_later(self, session: Session, delay: float) -> None:
@@ -178,9 +178,9 @@ class Registrar:
         if self.neighbours is not None:
             match message:
                 case control.ConnectFailed(connection_id, why):
-                    self.neighbours.connect_failed(connection_id, why)
+                    self.neighbours.holder.connect_failed(connection_id, why)
                 case control.Draining():
-                    self.neighbours.draining(session)
+                    self.neighbours.holder.draining(session)
 
     def left(self, session: Session, reason: str) -> None:
         self.end(session, None, reason)
@@ -213,7 +213,7 @@ class Registrar:
         reason = reason or str(why)
         self.registry.remove(session)
         if self.neighbours is not None:
-            self.neighbours.left(session)
+            self.neighbours.holder.left(session)
         self._admission.agent_left(session.peer)
         for timer in (session.next_ping, session.readmission):
             if timer is not None:
@@ -230,7 +230,7 @@ class Registrar:
     def say_draining(self, why: str) -> None:
         """Tell all agents, and the other brokers, that the broker takes none any more."""
         if self.neighbours is not None:
-            self.neighbours.drain()
+            self.neighbours.holder.drain()
         for session in self.registry:
             if session.speaks_frames:
                 session.send(control.Draining(why))

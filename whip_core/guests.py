@@ -1,0 +1,266 @@
+"""Agents that other brokers hold and that were dialled here: sessions without a control stream.
+
+What goes over the control stream of an agent of ours travels, for a guest, by way of the
+broker that holds it. What it parked here serves the next dial in one round trip, and needs
+no fabric, unless the holder's plugins judge dials: then that broker is asked first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from whip_core import control
+from whip_core.agents import AgentView, Peer, Registration
+from whip_core.awaited import Awaited, OnFinished
+from whip_core.dial_wire import decode_agent, encode_caller
+from whip_core.dialer import Dial
+from whip_core.errors import AgentGone, DialError, RegistrationError, RemoteProtocolError
+from whip_core.fabric import FabricError
+from whip_core.fabric_mail import FabricMail
+from whip_core.fabric_wire import Message, encode_target, text
+from whip_core.names import check_port
+from whip_core.session import Session
+from whip_core.stream import Stream
+from whip_core.tasks import TaskSet
+
+MAX_OFFERS = 16
+"""Agents of a domain that one answer offers: enough to pick among, and it stays short."""
+MAX_GUESTS = 20_000
+"""Agents of others that are kept at once; a guest costs as much as an agent of our own."""
+GUEST_LIFE = 300.0
+"""Seconds after its last dial that a guest is let go: its parked connection is worth that."""
+SWEEP_INTERVAL = 30.0
+
+
+class Guest(Session):
+    """An agent that another broker holds, as far as it has connections here."""
+
+    def __init__(
+        self,
+        mail: FabricMail,
+        tasks: TaskSet,
+        holder: str,
+        view: AgentView,
+        plain: bool,
+        reverse_address: tuple[str, int],
+        awaited: Awaited[Session],
+    ) -> None:
+        self.holder = holder
+        self.offered = view
+        self.used_at = time.monotonic()
+        self.holder_judges = True
+        self._mail = mail
+        registration = Registration(
+            name=view.name,
+            ports=view.ports,
+            labels=view.labels,
+            instance_id=view.instance_id,
+            protocol_version=view.protocol_version,
+            software_version=view.software_version,
+        )
+        peer = Peer(view.address, None if plain else view.certificate_names)
+        by_way_of_holder = _ByWayOfHolder(mail, tasks, self, peer, reverse_address, awaited)
+        super().__init__(by_way_of_holder, registration, reverse_address, awaited)
+        self.control.receive(control.Register(view.name.hostname, view.name.domain, view.ports))
+        self.round_trips.latest = view.round_trip
+        self.pool.start()
+
+    def view(self) -> AgentView:
+        """What the holder said of its load comes on top of our own streams."""
+        mine = super().view()
+        return dataclasses.replace(mine, streams=mine.streams + self.offered.streams)
+
+    async def open(
+        self,
+        port: int,
+        dial_id: bytes,
+        *,
+        timeout: float,
+        extra: Mapping[str, Any],
+        on_finished: OnFinished,
+    ) -> tuple[Stream, bool]:
+        self.used_at = time.monotonic()
+        if self.holder_judges and self.parked:
+            async with asyncio.timeout(timeout):
+                await self._ask_leave(extra["whip"])
+        return await super().open(
+            port, dial_id, timeout=timeout, extra=extra, on_finished=on_finished
+        )
+
+    async def _ask_leave(self, dial: Dial) -> None:
+        """Ask the holder whether a parked connection may serve the dial. Raises `DialError`."""
+        try:
+            await self._mail.request(
+                self.holder, "allow", "allowed", session=self.offered.session_id, **of_dial(dial)
+            )
+        except FabricError as problem:
+            raise AgentGone(f"the broker that judges dials to {self.name}: {problem}") from problem
+
+
+class _ByWayOfHolder:
+    """A guest's control stream: its holder is asked to have it visit us."""
+
+    def __init__(
+        self,
+        mail: FabricMail,
+        tasks: TaskSet,
+        guest: Guest,
+        peer: Peer,
+        reverse_address: tuple[str, int],
+        awaited: Awaited[Session],
+    ) -> None:
+        self._mail = mail
+        self._tasks = tasks
+        self._guest = guest
+        self._reverse_address = reverse_address
+        self._awaited = awaited
+        self._target_parked = 0
+        self._invited = False
+        self.peer = peer
+
+    def send(self, message: control.BrokerMessage) -> None:
+        match message:
+            case control.Park(connections):
+                self._target_parked = connections
+                if self._invited:  # else the first dial's invitation says it
+                    self._invite(None)
+            case control.Connect():
+                self._invited = True
+                self._invite(message)
+            case _:
+                pass  # pings: its own broker measures it
+
+    def end(self, why: RegistrationError | None = None) -> None:
+        self._target_parked = 0
+        if self._invited:
+            self._invite(None)
+
+    def _invite(self, dial: control.Connect | None) -> None:
+        self._tasks.spawn(self._request(dial), f"invite {self._guest.name}")
+
+    async def _request(self, dial: control.Connect | None) -> None:
+        host, port = self._reverse_address
+        body: dict[str, Any] = {
+            "session": self._guest.offered.session_id,
+            "guest": self._guest.session_id,
+            "secret": self._guest.secret,
+            "host": host,
+            "port": port,
+            "connections": self._target_parked,
+        }
+        if dial is not None:
+            wait = self._awaited.get(dial.connection_id)
+            if wait is None:
+                return  # it was given up
+            body |= of_dial(wait.extra["whip"])
+            body |= {"dial": dial.connection_id, "local_port": dial.local_port}
+        error: DialError
+        try:
+            await self._mail.request(self._guest.holder, "visit", "visiting", **body)
+            return
+        except FabricError as problem:
+            error = AgentGone(f"the broker that holds agent {self._guest.name}: {problem}")
+        except DialError as refused:
+            error = refused
+        if dial is not None and (wait := self._awaited.get(dial.connection_id)) is not None:
+            wait.connection.set_exception(error)
+
+
+class Guests:
+    """The guests of one broker. `sessions` are all of its sessions by their id."""
+
+    def __init__(
+        self,
+        mail: FabricMail,
+        reverse_address: Callable[[], tuple[str, int]],
+        sessions: dict[str, Session],
+        awaited: Awaited[Session],
+        tasks: TaskSet,
+    ) -> None:
+        self._mail = mail
+        self._reverse_address = reverse_address
+        self._sessions = sessions
+        self._awaited = awaited
+        self._tasks = tasks
+        self._guests: dict[tuple[str, str], Guest] = {}
+        self._by_name: dict[str, Guest] = {}
+
+    def __iter__(self) -> Iterator[Guest]:
+        return iter(self._guests.values())
+
+    def named(self, name: str) -> Guest | None:
+        """The one that was offered last under the full name."""
+        return self._by_name.get(name)
+
+    def offered(self, message: Message) -> list[Guest]:
+        """The agents that another broker offers. Raises `RemoteProtocolError`."""
+        offers = message.body.get("offers")
+        if not isinstance(offers, list) or len(offers) > MAX_OFFERS:
+            raise RemoteProtocolError("its offers are no list, or too many")
+        guests = []
+        for offer in offers:
+            if not isinstance(offer, dict):
+                raise RemoteProtocolError("an offer that is no JSON object")
+            view = decode_agent(offer.get("agent"))
+            try:
+                for port in view.ports:
+                    check_port(port)
+            except ValueError as error:
+                raise RemoteProtocolError(str(error)) from error
+            guest = self._guest(message.sender, view, bool(offer.get("plain")))
+            guest.holder_judges = bool(message.body.get("judges", True))
+            guests.append(guest)
+        return guests
+
+    def _guest(self, holder: str, view: AgentView, plain: bool) -> Guest:
+        key = (holder, view.session_id)
+        guest = self._guests.get(key)
+        if guest is None:
+            if len(self._guests) >= MAX_GUESTS:
+                self._let_go(min(self._guests.values(), key=lambda guest: guest.used_at))
+            address = self._reverse_address()
+            guest = Guest(self._mail, self._tasks, holder, view, plain, address, self._awaited)
+            self._guests[key] = guest
+            self._sessions[guest.session_id] = guest
+        guest.offered = view
+        guest.round_trips.latest = view.round_trip
+        self._by_name[view.name.full] = guest
+        return guest
+
+    def failed(self, message: Message) -> None:
+        """A guest could not connect to us, says who holds it. Raises `RemoteProtocolError`."""
+        wait = self._awaited.get(text(message.body, "connection"))
+        if wait is not None and isinstance(wait.owner, Guest):
+            if wait.owner.holder != message.sender:
+                raise RemoteProtocolError("it tells of another broker's agent")
+            wait.connection.set_exception(AgentGone(text(message.body, "why")))
+
+    async def sweep(self) -> None:
+        """Let those go that nobody dials, until cancelled."""
+        while True:
+            await asyncio.sleep(SWEEP_INTERVAL)
+            before = time.monotonic() - GUEST_LIFE
+            for guest in tuple(self._guests.values()):
+                if guest.used_at < before and not guest.streams:
+                    self._let_go(guest)
+
+    def _let_go(self, guest: Guest) -> None:
+        self._guests.pop((guest.holder, guest.offered.session_id), None)
+        if self._by_name.get(guest.name.full) is guest:
+            del self._by_name[guest.name.full]
+        self._sessions.pop(guest.session_id, None)
+        guest.end(None)
+
+    def close(self) -> None:
+        for guest in tuple(self._guests.values()):
+            self._let_go(guest)
+
+
+def of_dial(dial: Dial) -> dict[str, Any]:
+    """What a holder is told of a dial, so that it can judge it."""
+    target = dial.asked or dial.target
+    return {"target": encode_target(target), "caller": encode_caller(dial.caller)}
