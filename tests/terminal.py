@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import fcntl
 import os
@@ -12,25 +13,43 @@ import struct
 import termios
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pyte
 
 from programs import path_of
 
+KEYS = {"enter": "\r", "escape": "\x1b", "tab": "\t"}
+
 
 class Terminal:
-    """`seen` is everything that the program has written to it."""
+    """`seen` is everything that the program has written; `screen` is what is to be seen now."""
 
     def __init__(self, process: asyncio.subprocess.Process, ours: int, theirs: int) -> None:
         self._process = process
         self._ours, self._theirs = ours, theirs
         self.seen = ""
+        lines, columns = struct.unpack("HHHH", fcntl.ioctl(ours, termios.TIOCGWINSZ, bytes(8)))[:2]
+        self.screen = pyte.Screen(columns, lines)
+        self._stream = pyte.Stream(self.screen)
+        # A character may come in two reads.
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._news = asyncio.Event()
         asyncio.get_running_loop().add_reader(ours, self._read)
 
+    def __str__(self) -> str:
+        return "\n".join(["--- screen", *(line.rstrip() for line in self.screen.display), "---"])
+
     def _read(self) -> None:
         with contextlib.suppress(OSError):
-            self.seen += os.read(self._ours, 65536).decode(errors="replace")
+            self._write(os.read(self._ours, 65536))
         self._news.set()
         self._news = asyncio.Event()
+
+    def _write(self, data: bytes) -> None:
+        text = self._decoder.decode(data)
+        self.seen += text
+        self._stream.feed(text)
 
     async def shows(self, text: str, *, after: int = 0) -> int:
         """Wait until `text` is written, behind the first `after` characters; where it ends."""
@@ -38,8 +57,20 @@ class Terminal:
             await self._news.wait()
         return found + len(text)
 
+    async def displays(self, *texts: str, without: str | None = None) -> None:
+        """Wait until all of `texts` are on the screen, and `without` is not."""
+        while True:
+            screen = str(self)
+            if all(text in screen for text in texts) and (without is None or without not in screen):
+                return
+            await self._news.wait()
+
     def type(self, keys: str) -> None:
         os.write(self._ours, keys.encode())
+
+    def press(self, key: str) -> None:
+        """A key that has a name."""
+        self.type(KEYS[key])
 
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
@@ -58,6 +89,7 @@ async def terminal(
     *arguments: str,
     lines: int = 24,
     columns: int = 100,
+    cwd: Path | None = None,
     env: Mapping[str, str] = {},
 ) -> AsyncIterator[Terminal]:
     ours, theirs = pty.openpty()
@@ -73,12 +105,16 @@ async def terminal(
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
+        cwd=cwd,
         env={**inherited, "TERM": "xterm-256color", **env},
         start_new_session=True,
     )
     running = Terminal(process, ours, theirs)
     try:
         yield running
+    except BaseException:
+        print(running)  # pytest shows it with what went wrong
+        raise
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGKILL)

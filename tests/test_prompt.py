@@ -16,6 +16,7 @@ from mitm import answering, curl, read_head
 from test_addon import connect_through
 from tunnel import Handler, Log, echo, run, until
 from whip_addon.facts import FAULT, INSTANCE
+from whip_addon.faults import Fault, Faults
 from whip_addon.labels import FAULT_MARKER
 from whip_addon.prompt import FaultText, Name
 from whip_core.errors import UnknownName
@@ -218,6 +219,20 @@ def test_a_fault_says_when_it_is_on_and_when_its_time_is_over() -> None:
                 assert any(f"FAULT ON {ONE}: status 500, for 1 s" in line for line in log.lines)
                 await log.until(f"FAULT OVER {ONE}: status 500")
                 assert await status_of(it, ONE) == "200"
+
+    run(main())
+
+
+def test_a_line_tells_of_the_faults_that_are_on_and_is_no_longer_for_many() -> None:
+    async def main() -> None:
+        faults = Faults(lambda instance, fault: None)
+        assert faults.summary() == ""
+        for number in range(5):
+            faults.put(f"i{number}.testdom", Fault.parse("reset"), 1000)
+        first = "; ".join(f"i{number}.testdom: reset, 1000 s" for number in range(3))
+        assert faults.summary() == f"FAULT {first}; and 2 more"
+        faults.lift_all()
+        assert faults.summary() == ""
 
     run(main())
 

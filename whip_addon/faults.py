@@ -22,6 +22,8 @@ MAX_DELAY = 600.0
 """Seconds; mitmproxy gives a connection up that has been idle for so long (`tcp_timeout`)."""
 MAX_DURATION = 24 * 3600
 """Seconds that a fault may be on: nobody remembers it for longer."""
+MAX_TOLD = 3
+"""Faults that fit into a line."""
 UNITS = {"": 1, "k": 1024, "m": 1024**2}
 
 
@@ -86,6 +88,18 @@ class Faults:
     @property
     def active(self) -> dict[str, Fault]:
         return dict(self._active)
+
+    def summary(self) -> str:
+        """Which are on, and for how long yet; for a line of a screen. "" if none is."""
+        now = asyncio.get_running_loop().time()
+        told = [
+            f"{instance}: {fault}, {max(0.0, self._timers[instance].when() - now):.0f} s"
+            for instance, fault in list(self._active.items())[:MAX_TOLD]
+        ]
+        if not told:
+            return ""
+        more = len(self._active) - len(told)
+        return f"FAULT {'; '.join(told)}" + (f"; and {more} more" if more else "")
 
     def put(self, instance: str, fault: Fault, seconds: float) -> None:
         """Put a fault on an instance, in the place of another; raises `SettingsError`."""

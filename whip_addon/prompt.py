@@ -6,18 +6,17 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import mitmproxy.types
-from mitmproxy import command, ctx, flow
+from mitmproxy import command, flow
 from mitmproxy.exceptions import CommandError
 from mitmproxy.http import HTTPFlow
 from mitmproxy.log import ALERT
 
 from whip_addon.across import Across
-from whip_addon.comparing import Comparison
+from whip_addon.console import StatusNote, show_lines
 from whip_addon.directory import instance_named, members_of
 from whip_addon.faults import EXAMPLES, OFF, Fault, Faults
 from whip_addon.pins import Pins
@@ -90,11 +89,16 @@ class Prompt:
         self._tasks = TaskSet()
         self._across = Across()
         self.faults = Faults(self._fault_over)
+        self._status_note = StatusNote(self.faults.summary)
         self.addons: list[object] = [self._across]
+
+    def running(self) -> None:
+        self._status_note.install()
 
     # Not a coroutine function: mitmproxy cannot wait where it loads a changed script.
     def done(self) -> None:
         self._tasks.cancel()
+        self._status_note.uninstall()
 
     @command.command("whip.agents")
     def agents(self) -> mitmproxy.types.Data:
@@ -160,9 +164,7 @@ class Prompt:
             self.faults.put(found, parsed, seconds)
         except SettingsError as error:
             raise CommandError(str(error)) from error
-        text = f"FAULT ON {found}: {parsed}, for {seconds} s (`whip.fault {found} off` ends it)"
-        _alert(text)
-        _keep_in_status_bar(text, seconds)
+        _alert(f"FAULT ON {found}: {parsed}, for {seconds} s (`whip.fault {found} off` ends it)")
 
     @command.command("whip.replay.across")
     def replay_across(self, flow: flow.Flow, domain: Name, *ignored_headers: str) -> None:
@@ -183,9 +185,10 @@ class Prompt:
         comparison = await self._across.replay(flow, instances, ignored)
         request = flow.request
         differing = ", ".join(comparison.differences) or "nobody"
-        logger.info("%s %s across %s:\n%s", request.method, request.path, domain, comparison.text())
+        table = comparison.text()
+        logger.info("%s %s across %s:\n%s", request.method, request.path, domain, table)
         _alert(f"across {domain}: {len(instances)} answers, of another kind: {differing}")
-        _show_table(comparison)
+        show_lines(table.splitlines())  # mitmdump and mitmweb have it in their logs
 
     # What the arguments mean
 
@@ -225,16 +228,3 @@ def _known_or_faulty(name: str, faults: Faults, instance: Callable[[str], str]) 
 def _alert(text: str) -> None:
     """In every log, and for a moment in the console's status bar."""
     logger.log(ALERT, "whip: %s", text)
-
-
-def _keep_in_status_bar(text: str, seconds: int) -> None:
-    signals = sys.modules.get("mitmproxy.tools.console.signals")
-    if signals is not None:
-        signals.status_message.send(message=("warning", text), expire=seconds)
-
-
-def _show_table(comparison: Comparison) -> None:
-    """Over the console's flow list; mitmdump and mitmweb have it in their logs."""
-    overlay = sys.modules.get("mitmproxy.tools.console.overlay")
-    if overlay is not None and hasattr(ctx.master, "overlay"):
-        ctx.master.overlay(overlay.DataViewerOverlay(ctx.master, comparison.table()), valign="top")
