@@ -16,7 +16,8 @@ from streams import LOOPS, Loop
 from streams import run as run_on
 from tunnel import Watch, broker_settings, client_files, registration, run, scripted, until
 from whip_core import Broker, Caller, control
-from whip_core.broker_options import BROKER_OPTIONS, read_broker
+from whip_core.broker_options import BROKER_OPTIONS
+from whip_core.broker_values import read_broker
 from whip_core.errors import Busy, SettingsError
 from whip_core.limits import Limits
 from whip_core.testing.agent import ControlStreamEnded, ScriptedAgent

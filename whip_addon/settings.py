@@ -16,13 +16,15 @@ from whip_core.broker_options import (
     REMOTE,
     TEXTS,
     Option,
+    setting,
+)
+from whip_core.broker_values import (
     by_name,
     flags_of,
     read_broker,
     read_plugins,
     read_remote,
     read_seconds,
-    setting,
 )
 from whip_core.errors import SettingsError
 from whip_core.forward import ForwardSpec

@@ -16,11 +16,8 @@ from whip_core.broker_options import (
     METRICS_LISTEN,
     chosen,
     declare,
-    flags_of,
-    read_broker,
-    read_dial_socket,
-    read_plugins,
 )
+from whip_core.broker_values import flags_of, read_broker, read_dial_socket, read_plugins
 from whip_core.errors import SettingsError
 from whip_core.operating import Listening, operating
 from whip_core.options import common_options, hangup_is_ours, run, set_up_logging, was_given

@@ -10,15 +10,8 @@ import click
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from whip_core import tls
-from whip_core.broker_options import (
-    BROKER_OPTIONS,
-    METRICS_LISTEN,
-    chosen,
-    declare,
-    flags_of,
-    read_broker,
-    read_plugins,
-)
+from whip_core.broker_options import BROKER_OPTIONS, METRICS_LISTEN, chosen, declare
+from whip_core.broker_values import flags_of, read_broker, read_plugins
 from whip_core.certificates import certificates_in, proves_host
 from whip_core.checkup import Checkup, Streams, check_certificates, check_machine, check_port
 from whip_core.cli import CommandsByEntryPoint

@@ -10,18 +10,8 @@ from typing import Any
 import click
 
 from whip_core.broker import Broker
-from whip_core.broker_options import (
-    BROKER_OPTIONS,
-    METRICS_LISTEN,
-    REMOTE,
-    chosen,
-    declare,
-    flags_of,
-    read_broker,
-    read_plugins,
-    read_remote,
-    read_seconds,
-)
+from whip_core.broker_options import BROKER_OPTIONS, METRICS_LISTEN, REMOTE, chosen, declare
+from whip_core.broker_values import flags_of, read_broker, read_plugins, read_remote, read_seconds
 from whip_core.errors import SettingsError
 from whip_core.forward import ForwardSpec
 from whip_core.operating import Listening, operating

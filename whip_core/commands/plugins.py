@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from whip_core.broker import Broker
-from whip_core.broker_options import BROKER_OPTIONS, declare, read_plugins
+from whip_core.broker_options import BROKER_OPTIONS, declare
+from whip_core.broker_values import read_plugins
 from whip_core.errors import SettingsError
 from whip_core.hookspecs import ASKED_BY_AGENTS
 from whip_core.options import option
