@@ -33,6 +33,7 @@ from mitmproxy.proxy.layers.http._events import RequestEndOfMessage
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from whip_addon.facts import Facts
+from whip_addon.wrapping import Held, Methods, Wrapping
 from whip_core.errors import DialError
 
 Method = Callable[..., Iterator[Any]]
@@ -131,58 +132,25 @@ def plain_response(status: int, text: str) -> http.Response:
     return http.Response.make(status, f"{text}\n", {"content-type": "text/plain; charset=utf-8"})
 
 
-class _Wrappers:
-    """mitmproxy's methods, wrapped as long as anybody holds them so.
-
-    A script that is loaded anew comes before the old one has gone, so they are counted.
-    """
-
-    def __init__(self) -> None:
-        self._holders = 0
-        self._originals: list[tuple[Any, str, Method]] = []
-
-    def hold(self) -> None:
-        self._holders += 1
-        if self._holders > 1:
-            return
-        stream = getattr(http_layers, "HttpStream", None)
-        for name, wrapper in (
-            ("handle_protocol_error", _answering),
-            ("start_request_stream", _discarding),
-        ):
-            original = getattr(stream, name, None)
-            if callable(original):
-                self._originals.append((stream, name, original))
-                setattr(stream, name, wrapper(original))
-
-    def release(self) -> None:
-        self._holders -= 1
-        if self._holders == 0:
-            while self._originals:
-                setattr(*self._originals.pop())
+def _methods() -> Methods:
+    stream = getattr(http_layers, "HttpStream", None)
+    return (
+        (stream, "handle_protocol_error", _answering),
+        (stream, "start_request_stream", _discarding),
+    )
 
 
-_wrappers = _Wrappers()
+_wrapping = Wrapping(_methods)
 
 
-class Answers:
+class Answers(Held):
     """The hooks, and when the wrappers are in place."""
 
     name = "whip.answers"
 
     def __init__(self) -> None:
-        self._is_installed = False
+        super().__init__(_wrapping)
         self._failed: weakref.WeakKeyDictionary[Server, Answer] = weakref.WeakKeyDictionary()
-
-    def install(self) -> None:
-        if not self._is_installed:
-            self._is_installed = True
-            _wrappers.hold()
-
-    def uninstall(self) -> None:
-        if self._is_installed:
-            self._is_installed = False
-            _wrappers.release()
 
     def server_connect_error(self, data: ServerConnectionHookData) -> None:
         if isinstance(data.server.error, Answer):

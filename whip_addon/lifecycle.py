@@ -48,6 +48,7 @@ from whip_addon.reuse import Reuse
 from whip_addon.routing import Route, route
 from whip_addon.settings import BY_NAME, WHILE_RUNNING, AddonSettings
 from whip_addon.streaming import Streaming
+from whip_addon.trailers import Trailers
 from whip_core import Broker
 from whip_core.agents import RequestFinished
 from whip_core.errors import BrokerClosed, SettingsError, StreamCut, WhipError
@@ -125,6 +126,7 @@ class WhipAddon:
         self._started = asyncio.Event()
         self._stop = asyncio.Event()
         self._answers = Answers()
+        self._trailers = Trailers()
         callers = Callers(self._request_id_header)
         self._broken = BrokenStreams()
         self._reuse = Reuse(lambda: self._broker, callers)
@@ -172,6 +174,7 @@ class WhipAddon:
             seam.install(self._dialer.dial)
             self._answers.install()
             self._reuse.install()
+            self._trailers.install()
             options.take_deferred(loader.master.options)
         except WhipError as error:
             self._fail(str(error))
@@ -288,6 +291,7 @@ class WhipAddon:
     def _leave(self) -> None:
         self._answers.uninstall()
         self._reuse.uninstall()
+        self._trailers.uninstall()
         seam.uninstall(self._dialer.dial)
 
     def _fail(self, fault: str) -> None:
