@@ -34,10 +34,10 @@ LAYERS = {
         "client_agent": "backoff choice reach reconcile",
     },
     2: {  # async I/O
-        "whip_core": "acceptor awaited control_server control_socket credentials dial_client"
-        " dial_socket drain fabric_local fabric_nats forward framed heartbeat outbox parked_pool"
-        " raw relay reverse_listener session sockets stream stream_reader systemd tasks tls"
-        " tls_transport web",
+        "whip_core": "acceptor awaited control_server control_socket credentials deadlines"
+        " dial_client dial_socket drain fabric_local fabric_nats forward framed heartbeat outbox"
+        " parked_pool raw relay reverse_listener session sockets stream stream_reader systemd tasks"
+        " tls tls_transport web",
         "client_agent": "berth control_client discovery egress_tunnel local parker reverse",
     },
     3: {  # assembly
