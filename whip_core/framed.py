@@ -87,6 +87,7 @@ class FramedConnection(asyncio.Protocol):
         self._linger: asyncio.TimerHandle | None = None
         self._heartbeat: Heartbeat | None = None
         self._reading_paused = False
+        self._has_limits = False
         self._pongs_unsent = 0
         self._inside_frame = False
         self.write_paused = False
@@ -283,8 +284,8 @@ class FramedConnection(asyncio.Protocol):
 
     def _start_stream(self) -> Stream:
         self._we_ended = self._peer_ended = False
+        # Not paused: it holds back, and pauses, what comes before it has a protocol.
         self._stream = Stream(self, self._codec.dial_id.hex(), self._extra, self._on_finished)
-        self._pause()
         return self._stream
 
     def _finish_if_ended(self) -> None:
@@ -292,7 +293,9 @@ class FramedConnection(asyncio.Protocol):
             return
         stream, self._stream = self._stream, None
         self._end_drain()
-        self.transport.set_write_buffer_limits()
+        if self._has_limits:
+            self._has_limits = False
+            self.transport.set_write_buffer_limits()
         self._resume()
         stream.finished("end", None)
         self._idle()
@@ -405,7 +408,7 @@ class FramedConnection(asyncio.Protocol):
             self._finish_if_ended()
 
     def close_stream(self, stream: Stream) -> None:
-        if stream is self._stream:
+        if stream is self._stream and not (self._we_ended and self._peer_ended):
             self._drain = BoundedDrain(self.transport, stream.stop_waiting, at_once=True)
             self._resume()
 
@@ -429,6 +432,7 @@ class FramedConnection(asyncio.Protocol):
         return self.transport.get_write_buffer_limits()
 
     def set_write_buffer_limits(self, high: int | None, low: int | None) -> None:
+        self._has_limits = True
         self.transport.set_write_buffer_limits(high, low)
 
 
