@@ -23,28 +23,28 @@ PACKAGES = ("whip_core", "client_agent", "whip_addon")
 LAYERS = {
     0: {  # values
         "whip_core": "agents caller control dial_address errors fabric hookspecs limits"
-        " local_request names settings when_asked wire.__init__ wire.*",
+        " local_request names settings when_asked wire.* wire.__init__",
         "client_agent": "egress endpoints exposure settings",
     },
     1: {  # state, no I/O
         "whip_core": "activity admission agent_table authorization candidates certificates channel"
-        " control_state control_wire decoded_certificate dial_wire fabric_wire frames host_patterns"
-        " outliers parking pem_files picker_choice pickers pki plugin_host plugin_settings policy"
-        " policy_file preamble rare_log registry revocation routes sticky",
+        " control_state control_wire decoded_certificate dial_wire fabric_wire frames"
+        " host_patterns outliers parking pem_files picker_choice pickers pki plugin_host"
+        " plugin_settings policy policy_file preamble rare_log registry revocation routes sticky",
         "client_agent": "backoff choice reach reconcile",
     },
     2: {  # async I/O
-        "whip_core": "acceptor awaited control_server control_socket credentials dial_client"
-        " dial_socket drain fabric_local fabric_mail fabric_nats forward framed heartbeat outbox"
-        " parked_pool raw relay reverse_listener session sockets stream stream_reader systemd tasks"
-        " tls tls_transport tls_trial web",
+        "whip_core": "acceptor awaited control_server control_socket credentials deadlines"
+        " dial_client dial_socket drain fabric_local fabric_mail fabric_nats forward framed"
+        " heartbeat outbox parked_pool raw relay reverse_listener session sockets stream"
+        " stream_reader systemd tasks tls tls_transport tls_trial web",
         "client_agent": "berth control_client discovery egress_tunnel local parker reverse",
     },
     3: {  # assembly
         "whip_core": "__init__ aiohttp audit broker broker_options broker_values checkup cli"
-        " commands.__init__ commands.* control_call dial_desk dialer dials fabrics guests holding"
+        " commands.* commands.__init__ control_call dial_desk dialer dials fabrics guests holding"
         " httpx metrics monitor neighbours operating options plugin_sources plugins public"
-        " pytest_plugin registrar remote status testing.__init__ testing.*",
+        " pytest_plugin registrar remote status testing.* testing.__init__",
         "client_agent": "__init__ agent command doctor plugins session testing worker",
         "whip_addon": "__init__ *",
     },

@@ -298,6 +298,23 @@ def test_a_service_that_floods_before_the_relay_begins_is_held_up(loop: Loop) ->
     run(main(), loop)
 
 
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+def test_a_flood_from_before_the_relay_began_is_held_up_by_a_slow_reader_after_it(
+    loop: Loop,
+) -> None:
+    async def main() -> None:
+        async with relayed(FRAMED_IN_MEMORY) as relay:
+            relay.client.transport.pause_reading()
+            sent = await write_until_stuck(relay.service, bytes(65_536))
+            relay.join()
+            sent += await write_until_stuck(relay.service, bytes(65_536))
+            assert sent < 2 * MOST_HELD
+            relay.client.transport.resume_reading()
+            await relay.client.until(lambda: len(relay.client.received) == sent)
+
+    run(main(), loop)
+
+
 @pytest.mark.parametrize("gone", ["client", "service", "both"])
 @pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
 def test_a_side_that_is_lost_before_the_relay_begins_breaks_off_the_other(

@@ -61,15 +61,20 @@ class Admission:
 
     # Dials and their streams
 
-    @contextmanager
-    def dial(self, target: Target, caller: Caller) -> Iterator[None]:
-        """Around a dial. Raises `Busy` if there is no room for it, or none for `caller`."""
+    def check_dial(self, target: Target, caller: Caller) -> None:
+        """Raises `Busy` if there is no room for a dial, or none for `caller`."""
         limits = self._limits
         if limits.pending_dials and self._dials >= limits.pending_dials:
             raise Busy(
                 f"{target}: {self._dials} dials are under way already", reason="pending-dials"
             )
         self._check_rate(target, caller)
+
+    @contextmanager
+    def dial(self, target: Target, caller: Caller, *, goes_on: bool = False) -> Iterator[None]:
+        """Around a dial, checked as by `check_dial` unless it `goes_on` after that."""
+        if not goes_on:
+            self.check_dial(target, caller)
         self._dials += 1
         try:
             yield

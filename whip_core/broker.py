@@ -26,7 +26,7 @@ from whip_core.credentials import Credentials
 from whip_core.dial_address import DialAddress
 from whip_core.dial_desk import DialDesk
 from whip_core.dial_socket import Diallers, DialSocket
-from whip_core.dialer import Dialer
+from whip_core.dialer import Asked, Dialer, Tell
 from whip_core.dials import Dials
 from whip_core.errors import (
     RegistrationError,
@@ -34,7 +34,7 @@ from whip_core.errors import (
 )
 from whip_core.fabrics import ShippedFabrics
 from whip_core.metrics import BrokerMetrics
-from whip_core.names import is_within, normalize
+from whip_core.names import Target, is_within, normalize
 from whip_core.neighbours import Neighbours
 from whip_core.outliers import OutlierEjection
 from whip_core.picker_choice import make_picker
@@ -312,6 +312,9 @@ class Broker(Dials):
         self, host: str, port: int, caller: Caller, wait: float, timeout: float | None
     ) -> Stream:
         return await self._dialer.dial(host, port, caller=caller, wait=wait, timeout=timeout)
+
+    def _begin_dial(self, target: Target, caller: Caller, wait: float, tell: Tell) -> Asked | None:
+        return self._dialer.begin(target, caller, wait, tell)
 
     def _view(self, name: str) -> AgentView | None:
         session = self._registry.get(name)

@@ -7,14 +7,16 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 from whip_core.admission import Admission
 from whip_core.agents import AgentView, Destination, DialFinished, FailedAttempt, StreamClosed
 from whip_core.caller import Caller
 from whip_core.candidates import Candidate, Candidates
+from whip_core.deadlines import Deadlines
 from whip_core.errors import (
     BrokerClosed,
     DialError,
@@ -23,6 +25,7 @@ from whip_core.errors import (
     PortNotExposed,
     UnknownName,
 )
+from whip_core.framed import FramedConnection
 from whip_core.frames import DIAL_ID_SIZE
 from whip_core.limits import Limits
 from whip_core.names import Target
@@ -52,11 +55,14 @@ class Dial:
     started: float
     asked: Target | None = None
     """What plugins made of the target."""
+    candidates: Candidates[Session] | None = None
     candidate: Candidate[Session] | None = None
     resolve_seconds: float = 0.0
     pick_seconds: float = 0.0
     open_seconds: float | None = None
     parked: bool = False
+    outcome: DialFinished | None = None
+    """What plugins are told once it is open."""
     failed: list[FailedAttempt] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -98,6 +104,56 @@ class Dial:
         )
 
 
+Tell = Callable[[Stream | Coroutine[Any, Any, Stream]], None]
+"""Takes a dial's stream, or what has to be awaited for it."""
+
+
+Answer = Stream | DialError | TimeoutError | None
+"""What came of asking an agent at once; None: it was cancelled."""
+
+
+class Asked:
+    """A dial whose agent has been asked on a parked connection, until it answers.
+
+    `framed.Opening` is one side of it, `forward.Dialled` the other.
+    """
+
+    __slots__ = ("_answered", "asked_at", "connection", "dial", "tell", "wait")
+
+    def __init__(
+        self, dial: Dial, wait: float, tell: Tell, answered: Callable[[Asked, Answer], None]
+    ) -> None:
+        self.dial = dial
+        self.wait = wait
+        self.tell = tell
+        self.asked_at = time.monotonic()
+        self.connection: FramedConnection | None = None
+        self._answered = answered
+
+    def done(self) -> bool:
+        return False  # who gives up says so to the connection
+
+    def set_result(self, stream: Stream) -> None:
+        self._answered(self, stream)
+
+    def set_exception(self, error: DialError) -> None:
+        self._answered(self, error)
+
+    def too_late(self) -> None:
+        """It has taken so long that the connection's path may be dead."""
+        self._give_up()
+        self._answered(self, TimeoutError())
+
+    def cancel(self) -> None:
+        """Leave nothing behind, and tell nobody."""
+        self._give_up()
+        self._answered(self, None)
+
+    def _give_up(self) -> None:
+        assert self.connection is not None
+        self.connection.give_up(self)
+
+
 class Elsewhere(Protocol):
     """Where agents may be found that are not registered here."""
 
@@ -125,6 +181,7 @@ class Dialer:
         self._changed = asyncio.Event()
         self._streams: set[Stream] = set()
         self._opening = 0
+        self._deadlines = Deadlines()
         self._quiet = asyncio.Event()
         self.closed = True
         """Whether the broker is not open (yet, or any more)."""
@@ -171,9 +228,78 @@ class Dialer:
         except ValueError as error:
             raise UnknownName(str(error)) from error
         dial = Dial(secrets.token_bytes(DIAL_ID_SIZE), target, caller, started)
+        return await self._run(dial, wait, timeout)
+
+    def begin(self, target: Target, caller: Caller, wait: float, tell: Tell) -> Asked | None:
+        """The same for who does not await, on the shortest way that there is.
+
+        If nobody but the agent has to be waited for, it is asked on a parked connection before
+        this returns, and the stream is told in the turn in which it answers. Anything else is
+        told as a coroutine, at once or then; it raises the `DialError`s. What is returned can
+        be cancelled until something is told; None: it was told already.
+        """
+        dial = Dial(secrets.token_bytes(DIAL_ID_SIZE), target, caller, time.monotonic())
+        asked = self._ask_at_once(dial, wait, tell)
+        if asked is None:
+            tell(self._run(dial, wait, None))
+        return asked
+
+    def _ask_at_once(self, dial: Dial, wait: float, tell: Tell) -> Asked | None:
+        """None, with nothing done that cannot be done again, if the dial has to be awaited."""
+        if self.closed or self._plugins.judge_dials or self._plugins.resolve_dials:
+            return None
         try:
-            with self._admission.dial(target, caller):
-                stream = await self._dial(dial, wait, self._timeout if timeout is None else timeout)
+            candidates = self._registry.resolve(dial.target)
+            candidate = self._choose(dial, dial.target, candidates)
+            session = candidate.session
+            if not session.pool:
+                return None
+            self._check_stream(dial, session)
+            self._admission.check_dial(dial.target, dial.caller)
+        except DialError:
+            return None  # who awaits the dial is told
+        asked = Asked(dial, wait, tell, self._answered)
+        asked.connection = session.ask_parked(
+            asked,
+            candidate.port,
+            dial.dial_id,
+            extra={"whip": dial},
+            on_finished=partial(self._closed, dial, candidate),
+        )
+        if asked.connection is None:
+            return None
+        session.streams += 1
+        self._opening += 1
+        patience = min(session.parked_patience(), self._timeout / min(len(candidates), ATTEMPTS))
+        self._deadlines.add(asked, patience)
+        return asked
+
+    def _answered(self, asked: Asked, answer: Answer) -> None:
+        dial = asked.dial
+        assert dial.candidate is not None and asked.connection is not None
+        session = dial.candidate.session
+        self._deadlines.drop(asked)
+        self._opening -= 1
+        session.answered(asked.connection)
+        if isinstance(answer, Stream):
+            dial.parked = True
+            self._is_open(dial, answer, time.monotonic() - asked.asked_at)
+            self._opened(dial)
+            asked.tell(answer)
+            return
+        session.streams -= 1
+        if answer is not None:
+            asked.tell(self._run(dial, asked.wait, None, answer))
+
+    async def _run(
+        self, dial: Dial, wait: float, timeout: float | None, after: Exception | None = None
+    ) -> Stream:
+        """The whole of a dial, or what is left `after` its first agent was asked at once."""
+        try:
+            with self._admission.dial(dial.target, dial.caller, goes_on=after is not None):
+                stream = await self._dial(
+                    dial, wait, self._timeout if timeout is None else timeout, after
+                )
         except DialError as error:
             logger.info("%s failed: %s", dial, error)
             error.dial = dial.finished(error)
@@ -207,8 +333,8 @@ class Dialer:
         return Destination(asked, picked.name if isinstance(picked, AgentView) else None)
 
     def _opened(self, dial: Dial) -> None:
-        assert dial.candidate is not None
-        outcome = dial.finished(None)
+        assert dial.candidate is not None and dial.outcome is not None
+        outcome = dial.outcome
         logger.info(
             "%s: open to %s port %d in %.1f ms%s",
             dial,
@@ -219,22 +345,28 @@ class Dialer:
         )
         self._plugins.dial_finished(outcome)
 
-    async def _dial(self, dial: Dial, wait: float, timeout: float) -> Stream:
-        asked = dial.asked = self._plugins.resolve(dial.target, dial.caller)
-        candidates = await self._resolve(asked, dial.caller, wait)
-        dial.resolve_seconds = time.monotonic() - dial.started
-        deadline = time.monotonic() + timeout
+    async def _dial(
+        self, dial: Dial, wait: float, timeout: float, after: Exception | None
+    ) -> Stream:
+        if dial.asked is None or dial.candidates is None:
+            dial.asked = self._plugins.resolve(dial.target, dial.caller)
+            dial.candidates = await self._resolve(dial.asked, dial.caller, wait)
+            dial.resolve_seconds = time.monotonic() - dial.started
+        asked, candidates = dial.asked, dial.candidates
+        deadline = dial.started + dial.resolve_seconds + timeout
         tried: set[Session] = set()
+        candidate = dial.candidate
         while True:
-            picking = time.monotonic()
-            candidate = self._pick(asked, candidates, dial.caller, tried)
-            dial.candidate = candidate
+            if candidate is None:
+                candidate = self._choose(dial, asked, candidates, tried)
             tried.add(candidate.session)
-            await self._authorize(asked, candidate, dial.caller, deadline - time.monotonic())
-            dial.pick_seconds += time.monotonic() - picking
+            if after is None and self._plugins.judge_dials:
+                judging = time.monotonic()
+                await self._authorize(asked, candidate, dial.caller, deadline - judging)
+                dial.pick_seconds += time.monotonic() - judging
             patience = (deadline - time.monotonic()) / min(len(candidates), ATTEMPTS)
             try:
-                return await self._open(dial, candidate, patience)
+                return await self._open(dial, candidate, patience, after)
             except DialError as error:
                 dial.failed.append(FailedAttempt(candidate.session.view(), error))
                 untried = await self._untried(asked, dial.caller, tried)
@@ -242,6 +374,7 @@ class Dialer:
                     raise
                 candidates = untried
                 logger.warning("%s: %s; trying another agent", dial, error)
+            candidate = after = None
 
     async def _untried(
         self, target: Target, caller: Caller, tried: set[Session]
@@ -283,6 +416,22 @@ class Dialer:
                     async with asyncio.timeout_at(again):
                         await changed.wait()
 
+    def _choose(
+        self,
+        dial: Dial,
+        target: Target,
+        candidates: Candidates[Session],
+        tried: Collection[Session] = (),
+    ) -> Candidate[Session]:
+        """The candidate to try next, and how long it took to find out."""
+        began = time.monotonic()
+        if dial.candidates is None:
+            dial.asked, dial.candidates = target, candidates
+            dial.resolve_seconds = began - dial.started
+        dial.candidate = self._pick(target, candidates, dial.caller, tried)
+        dial.pick_seconds += time.monotonic() - began
+        return dial.candidate
+
     def _pick(
         self,
         target: Target,
@@ -317,32 +466,51 @@ class Dialer:
         if reason is not None:
             raise NotAuthorized(f"{target}: not allowed: {reason}")
 
-    async def _open(self, dial: Dial, candidate: Candidate[Session], timeout: float) -> Stream:
-        session = candidate.session
-        started = time.monotonic()
+    def _check_stream(self, dial: Dial, session: Session) -> None:
         self._admission.check_stream(
             dial.target,
             open_to_agent=session.streams,
             open_in_all=len(self._streams) + self._opening,
         )
+
+    async def _open(
+        self,
+        dial: Dial,
+        candidate: Candidate[Session],
+        timeout: float,
+        after: Exception | None,
+    ) -> Stream:
+        session = candidate.session
+        started = time.monotonic()
+        self._check_stream(dial, session)
         # From here on, or many dials at the same time would all see it idle and pick it.
         session.streams += 1
         self._opening += 1
         try:
-            stream = await self._ask(dial, candidate, timeout)
+            stream = await self._ask(dial, candidate, timeout, after)
         except BaseException:
             session.streams -= 1
             raise
         finally:
             self._opening -= 1
-        dial.open_seconds = time.monotonic() - started
-        self._streams.add(stream)
-        self._plugins.stream_opened(dial.finished(None))
+        self._is_open(dial, stream, time.monotonic() - started)
         if stream.cause is not None:
             self._closed(dial, candidate, stream)
         return stream
 
-    async def _ask(self, dial: Dial, candidate: Candidate[Session], timeout: float) -> Stream:
+    def _is_open(self, dial: Dial, stream: Stream, seconds: float) -> None:
+        dial.open_seconds = seconds
+        self._streams.add(stream)
+        dial.outcome = dial.finished(None)
+        self._plugins.stream_opened(dial.outcome)
+
+    async def _ask(
+        self,
+        dial: Dial,
+        candidate: Candidate[Session],
+        timeout: float,
+        after: Exception | None,
+    ) -> Stream:
         session = candidate.session
         try:
             stream, dial.parked = await session.open(
@@ -350,7 +518,8 @@ class Dialer:
                 dial.dial_id,
                 timeout=timeout,
                 extra={"whip": dial},
-                on_finished=lambda stream: self._closed(dial, candidate, stream),
+                on_finished=partial(self._closed, dial, candidate),
+                after=after,
             )
         except TimeoutError as error:
             raise DialTimeout(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from whip_core.caller import NOBODY, Caller
-from whip_core.forward import ForwardSpec, forwarding
+from whip_core.forward import Dialled, ForwardSpec, Tell, forwarding
 from whip_core.names import Target
 from whip_core.stream import Stream
 from whip_core.stream_reader import BrokenLastReader
@@ -35,6 +35,13 @@ class Dials(abc.ABC):
         self, host: str, port: int, caller: Caller, wait: float, timeout: float | None
     ) -> Stream:
         """A stream without a protocol. Raises `DialError`; cancelled, it leaves nothing."""
+
+    def _begin_dial(
+        self, target: Target, caller: Caller, wait: float, tell: Tell
+    ) -> Dialled | None:
+        """The same for forwards: `tell` gets the stream, or what has to be awaited for it."""
+        tell(self._dial(target.name, target.port, caller, wait, None))
+        return None
 
     async def open_connection(
         self,
@@ -96,7 +103,7 @@ class Dials(abc.ABC):
     ) -> contextlib.AbstractAsyncContextManager[tuple[str, int] | Path]:
         """The same for a parsed forward, which may also be a unix socket's path."""
 
-        async def dial(target: Target, caller: Caller) -> Stream:
-            return await self._dial(target.name, target.port, caller, wait, None)
+        def dial(target: Target, caller: Caller, tell: Tell) -> Dialled | None:
+            return self._begin_dial(target, caller, wait, tell)
 
         return forwarding(spec, dial, self._stopping)

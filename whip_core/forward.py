@@ -10,9 +10,11 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
 from whip_core.caller import Caller
 from whip_core.errors import DialError, SettingsError
@@ -25,7 +27,18 @@ from whip_core.tasks import TaskSet
 
 logger = logging.getLogger(__name__)
 
-Dial = Callable[[Target, Caller], Awaitable[Stream]]
+
+class Dialled(Protocol):
+    """A dial under way that nobody awaits."""
+
+    def cancel(self) -> None:
+        """Leave nothing behind, and tell nobody."""
+
+
+Tell = Callable[[Stream | Coroutine[Any, Any, Stream]], None]
+"""Takes a dial's stream, or what has to be awaited for it, which raises `DialError`."""
+Dial = Callable[[Target, Caller, Tell], Dialled | None]
+"""Begins a dial; None if it has told something already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,37 +131,54 @@ class _Listener:
         self._target = target
         self._dial = dial
         self._tasks = TaskSet()
-        self._sides: set[RelaySide] = set()
+        self._sides: dict[RelaySide, Dialled | None] = {}
+        """And their dials, as far as they are under way and nobody awaits them."""
 
     def accept(self) -> RelaySide:
         return RelaySide(on_made=self._accepted)
 
     def _accepted(self, side: RelaySide) -> None:
-        self._sides.add(side)
-        self._tasks.spawn(self._connect(side), f"forward to {self._target}")
-
-    async def _connect(self, side: RelaySide) -> None:
         assert side.transport is not None
+        self._sides[side] = None
+        caller = Caller(address=peer_address(side.transport))
+        self._sides[side] = self._dial(self._target, caller, partial(self._told, side))
+
+    def _told(self, side: RelaySide, dialled: Stream | Coroutine[Any, Any, Stream]) -> None:
+        self._sides[side] = None
+        if isinstance(dialled, Stream):
+            self._join(side, dialled)
+        else:
+            self._tasks.spawn(self._connect(side, dialled), f"forward to {self._target}")
+
+    async def _connect(self, side: RelaySide, dial: Coroutine[Any, Any, Stream]) -> None:
         try:
-            stream = await self._dial(self._target, Caller(address=peer_address(side.transport)))
+            stream = await dial
         except DialError:
             self._drop(side)  # the dialer has logged why
             return
         except BaseException:
             self._drop(side)
             raise
+        self._join(side, stream)
+
+    def _join(self, side: RelaySide, stream: Stream) -> None:
         tunnel = RelaySide()
         stream.attach(tunnel)
-        join(side, tunnel, lambda: self._sides.discard(side))
+        join(side, tunnel, partial(self._forget, side))
+
+    def _forget(self, side: RelaySide) -> None:
+        self._sides.pop(side, None)
 
     def _drop(self, side: RelaySide) -> None:
-        self._sides.discard(side)
+        self._forget(side)
         if side.transport is not None:
             break_off(side.transport)
 
     async def close(self) -> None:
         await self._tasks.cancel_all()
-        for side in tuple(self._sides):
+        for side, dial in tuple(self._sides.items()):
+            if dial is not None:
+                dial.cancel()
             self._drop(side)
 
 

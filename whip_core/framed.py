@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from whip_core import frames
 from whip_core.drain import BoundedDrain
@@ -19,7 +19,7 @@ from whip_core.errors import (
 )
 from whip_core.frames import FrameCodec, Role, State
 from whip_core.heartbeat import Heartbeat
-from whip_core.sockets import duplex, keep_alive, unanswered_for
+from whip_core.sockets import duplex, keep_alive, peer_address, unanswered_for
 from whip_core.stream import Cause, Stream, broken, cut
 
 JOIN_SIZE = 32 * 1024
@@ -35,6 +35,16 @@ OnOpen = Callable[["FramedConnection", frames.OpenRequested], asyncio.Task[Any]]
 OnChange = Callable[["FramedConnection"], None]
 Failure = Callable[[int, str], DialError]
 """The error for a FAILED frame's code and text."""
+
+
+class Opening(Protocol):
+    """Who is told the answer to an OPEN, in the turn in which it comes. A future is one."""
+
+    def done(self) -> bool:
+        """Whether nobody wants the answer any more."""
+
+    def set_result(self, result: Stream, /) -> None: ...
+    def set_exception(self, exception: DialError, /) -> None: ...
 
 
 class FramedConnection(asyncio.Protocol):
@@ -65,8 +75,9 @@ class FramedConnection(asyncio.Protocol):
         self._on_idle = on_idle
         self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
+        self._peer_address: tuple[str, int] | None = None
         self._stream: Stream | None = None
-        self._opening: asyncio.Future[Stream] | None = None
+        self._opening: Opening | None = None
         self._answering: asyncio.Task[Any] | None = None
         self._extra: Mapping[str, Any] = {}
         self._on_finished: Callable[[Stream], None] | None = None
@@ -76,6 +87,7 @@ class FramedConnection(asyncio.Protocol):
         self._linger: asyncio.TimerHandle | None = None
         self._heartbeat: Heartbeat | None = None
         self._reading_paused = False
+        self._has_limits = False
         self._pongs_unsent = 0
         self._inside_frame = False
         self.write_paused = False
@@ -100,6 +112,13 @@ class FramedConnection(asyncio.Protocol):
         assert self._transport is not None
         return self._transport
 
+    @property
+    def peer_address(self) -> tuple[str, int]:
+        """Host and port of the other end."""
+        if self._peer_address is None:
+            self._peer_address = peer_address(self.transport)
+        return self._peer_address
+
     def close(self) -> None:
         """Close the connection; a stream on it is cut."""
         if not self.lost:
@@ -123,24 +142,41 @@ class FramedConnection(asyncio.Protocol):
         again), `AgentGone` if the connection is lost. Cancelled, it resets the connection:
         whatever the answer would have been, nobody gets it.
         """
+        opening: asyncio.Future[Stream] = asyncio.get_running_loop().create_future()
+        self.start(opening, port, dial_id, extra=extra, on_finished=on_finished, name=name)
+        try:
+            return await opening
+        except asyncio.CancelledError:
+            self.give_up(opening)
+            if opening.done() and not opening.cancelled() and opening.exception() is None:
+                opening.result().reset(CANCELLED)
+            raise
+
+    def start(
+        self,
+        opening: Opening,
+        port: int,
+        dial_id: bytes,
+        *,
+        extra: Mapping[str, Any],
+        on_finished: Callable[[Stream], None] | None = None,
+        name: str = "",
+    ) -> None:
+        """The same for who does not await: `opening` is told, unless it gives up before."""
         if self.lost:
             raise AgentGone(f"{self._whose} connection was lost")
         if not self.is_parked:
             raise LocalProtocolError(f"{self!r} is not parked")
         self._extra = extra
         self._on_finished = on_finished
-        opening: asyncio.Future[Stream] = asyncio.get_running_loop().create_future()
         self.transport.write(self._codec.open(port, dial_id, name))
         self._opening = opening
-        try:
-            return await opening
-        except asyncio.CancelledError:
-            if self._opening is opening:
-                self._opening = None
-                self._send_reset(CANCELLED)
-            elif not opening.cancelled() and opening.exception() is None:
-                opening.result().reset(CANCELLED)
-            raise
+
+    def give_up(self, opening: Opening) -> None:
+        """Break the connection if `opening` still waits: nobody gets the answer any more."""
+        if self._opening is opening:
+            self._opening = None
+            self._send_reset(CANCELLED)
 
     # The acceptor's side
 
@@ -248,8 +284,8 @@ class FramedConnection(asyncio.Protocol):
 
     def _start_stream(self) -> Stream:
         self._we_ended = self._peer_ended = False
+        # Not paused: it holds back, and pauses, what comes before it has a protocol.
         self._stream = Stream(self, self._codec.dial_id.hex(), self._extra, self._on_finished)
-        self._pause()
         return self._stream
 
     def _finish_if_ended(self) -> None:
@@ -257,7 +293,9 @@ class FramedConnection(asyncio.Protocol):
             return
         stream, self._stream = self._stream, None
         self._end_drain()
-        self.transport.set_write_buffer_limits()
+        if self._has_limits:
+            self._has_limits = False
+            self.transport.set_write_buffer_limits()
         self._resume()
         stream.finished("end", None)
         self._idle()
@@ -266,7 +304,7 @@ class FramedConnection(asyncio.Protocol):
         if self._on_idle is not None and self.is_parked:
             self._on_idle(self)
 
-    def _take_opening(self) -> asyncio.Future[Stream] | None:
+    def _take_opening(self) -> Opening | None:
         """The dial whose answer has come: from here on another may begin. None: cancelled."""
         opening, self._opening = self._opening, None
         return opening if opening is not None and not opening.done() else None
@@ -370,7 +408,7 @@ class FramedConnection(asyncio.Protocol):
             self._finish_if_ended()
 
     def close_stream(self, stream: Stream) -> None:
-        if stream is self._stream:
+        if stream is self._stream and not (self._we_ended and self._peer_ended):
             self._drain = BoundedDrain(self.transport, stream.stop_waiting, at_once=True)
             self._resume()
 
@@ -394,6 +432,7 @@ class FramedConnection(asyncio.Protocol):
         return self.transport.get_write_buffer_limits()
 
     def set_write_buffer_limits(self, high: int | None, low: int | None) -> None:
+        self._has_limits = True
         self.transport.set_write_buffer_limits(high, low)
 
 

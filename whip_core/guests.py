@@ -82,13 +82,14 @@ class Guest(Session):
         timeout: float,
         extra: Mapping[str, Any],
         on_finished: OnFinished,
+        after: Exception | None = None,
     ) -> tuple[Stream, bool]:
         self.used_at = time.monotonic()
         if self.holder_judges and self.parked:
             async with asyncio.timeout(timeout):
                 await self._ask_leave(extra["whip"])
         return await super().open(
-            port, dial_id, timeout=timeout, extra=extra, on_finished=on_finished
+            port, dial_id, timeout=timeout, extra=extra, on_finished=on_finished, after=after
         )
 
     async def _ask_leave(self, dial: Dial) -> None:

@@ -149,6 +149,11 @@ class Plugins:
         """Whether any plugin has a say in who may dial."""
         return bool(self._host.calls("whip_authorize_dial"))
 
+    @property
+    def resolve_dials(self) -> bool:
+        """Whether any plugin has a say in what a target stands for."""
+        return bool(self._host.calls("whip_resolve"))
+
     def fabric(self, settings: FabricSettings) -> Fabric:
         """What the first plugin makes of the settings; `SettingsError` if none knows how."""
         for call in self._host.calls("whip_fabric"):

@@ -15,11 +15,16 @@ from typing import Self
 from whip_core.sockets import abort_with_reset, duplex, reset_if_we_die
 from whip_core.stream import Stream
 
+EARLY_SIZE = 64 * 1024
+"""Octets of a side that speaks before it is joined, after which reading is paused: a client's
+first words come while its service is dialled, and to pause for them costs more than they do."""
+
 
 class RelaySide(asyncio.Protocol):
     """The protocol of one of the two transports; `join` makes it one of a pair.
 
-    Until it is joined it reads nothing, so no byte of a service that speaks first is lost.
+    Until it is joined it keeps what comes, so no byte of a service that speaks first is lost;
+    past `EARLY_SIZE` it reads no more.
     """
 
     takes_views = True
@@ -28,9 +33,10 @@ class RelaySide(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self._on_made = on_made
         self.peer: RelaySide | None = None
-        # uvloop delivers what it has read already after a pause in `connection_made`.
         self._early: list[bytes] = []
+        self._paused_early = False
         self._ended = False
+        self._closed = False
         self._lost = False
         self._on_done: Callable[[], None] | None = None
 
@@ -49,16 +55,16 @@ class RelaySide(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = duplex(transport)
-        if self.peer is None:
-            self.transport.pause_reading()
         if self._on_made is not None:
             self._on_made(self)
 
     def data_received(self, data: bytes) -> None:
         peer = self.peer
         if peer is None:
-            self._early.append(data)
-            if self.transport is not None:
+            self._early.append(bytes(data))
+            if not self._paused_early and sum(map(len, self._early)) > EARLY_SIZE:
+                assert self.transport is not None
+                self._paused_early = True
                 self.transport.pause_reading()
         else:
             assert peer.transport is not None
@@ -73,11 +79,13 @@ class RelaySide(asyncio.Protocol):
         assert self.peer is not None and self.peer.transport is not None
         peer = self.peer.transport
         if not peer.can_write_eof():
-            _close(peer)
+            self.peer._close()
             return False
         peer.write_eof()
         if self.peer._ended:
-            self._close_both()
+            # Both directions have ended: nothing is left to carry.
+            self._close()
+            self.peer._close()
         return True
 
     def pause_writing(self) -> None:
@@ -94,7 +102,7 @@ class RelaySide(asyncio.Protocol):
         if peer is not None and peer.transport is not None and not peer._lost:
             # Only a side that had ended before has said all that it had to say.
             if self._ended:
-                _close(peer.transport)
+                peer._close()
             else:
                 break_off(peer.transport)
         if self._on_done is not None and (peer is None or peer._lost):
@@ -106,22 +114,27 @@ class RelaySide(asyncio.Protocol):
     def _begin(self) -> None:
         """Go on, or break off, from where things stood when the pair was joined."""
         assert self.transport is not None and self.peer is not None
-        reset_if_we_die(self.transport, True)
-        early, self._early = self._early, []
-        for data in early:
-            self.data_received(data)
+        if not isinstance(self.transport, Stream):
+            reset_if_we_die(self.transport, True)
+        if self._paused_early and not (self._lost or self._ended or self.peer._lost):
+            self.transport.resume_reading()  # first: a peer that is slow pauses it again
+        if self._early:
+            early, self._early = self._early, []
+            for data in early:
+                self.data_received(data)
         if self._lost:
             self.connection_lost(ConnectionResetError("lost before the relay began"))
         elif self._ended:
             self._pass_end_on()
-        elif not self.peer._lost:
-            self.transport.resume_reading()
 
-    def _close_both(self) -> None:
-        """Both directions have ended: nothing is left to carry."""
-        for side in (self, self.peer):
-            if side is not None and side.transport is not None:
-                _close(side.transport)
+    def _close(self) -> None:
+        """Nothing is left to send to this side."""
+        if self._closed or self.transport is None:
+            return
+        self._closed = True
+        if not isinstance(self.transport, Stream):
+            reset_if_we_die(self.transport, False)
+        self.transport.close()
 
 
 def join(one: RelaySide, other: RelaySide, on_done: Callable[[], None] | None = None) -> None:
@@ -133,11 +146,6 @@ def join(one: RelaySide, other: RelaySide, on_done: Callable[[], None] | None = 
     one._on_done = other._on_done = on_done
     for side in (one, other):
         side._begin()
-
-
-def _close(transport: asyncio.Transport) -> None:
-    reset_if_we_die(transport, False)
-    transport.close()
 
 
 def break_off(transport: asyncio.Transport) -> None:

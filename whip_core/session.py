@@ -20,14 +20,13 @@ from whip_core.errors import (
     RemoteProtocolError,
     ServiceRefused,
 )
-from whip_core.framed import FramedConnection
+from whip_core.framed import FramedConnection, Opening
 from whip_core.frames import Role
 from whip_core.names import AgentName
 from whip_core.parked_pool import ParkedPool
 from whip_core.preamble import OldPreamble, Preamble
 from whip_core.raw import RawConnection
 from whip_core.reverse_listener import Arrival
-from whip_core.sockets import peer_address
 from whip_core.stream import Stream
 
 logger = logging.getLogger(__name__)
@@ -258,17 +257,21 @@ class Session:
         timeout: float,
         extra: Mapping[str, Any],
         on_finished: OnFinished,
+        after: Exception | None = None,
     ) -> tuple[Stream, bool]:
         """Open a stream to the agent's exposed `port`; also whether a parked connection served.
 
-        Raises `TimeoutError` after `timeout` seconds, and `DialError`s without a target's
-        name. Cancelled, it leaves nothing behind.
+        `after` is what came of an `ask_parked`, if that was tried already. Raises
+        `TimeoutError` after `timeout` seconds, and `DialError`s without a target's name.
+        Cancelled, it leaves nothing behind.
         """
         now = asyncio.get_running_loop().time
         deadline = now() + timeout
-        while (connection := self.pool.take()) is not None:
+        if after is not None and not isinstance(after, (AgentGone, TimeoutError)):
+            raise after
+        while not isinstance(after, TimeoutError) and (connection := self.pool.take()) is not None:
             try:
-                async with asyncio.timeout_at(min(deadline, now() + self._parked_patience())):
+                async with asyncio.timeout_at(min(deadline, now() + self.parked_patience())):
                     stream = await self._open_on(connection, port, dial_id, extra, on_finished)
             except AgentGone as error:
                 logger.debug("%r was dead: %s", connection, error)
@@ -281,9 +284,33 @@ class Session:
         async with asyncio.timeout_at(deadline):
             return await self._open_new(port, dial_id, extra, on_finished), False
 
-    def _parked_patience(self) -> float:
+    def parked_patience(self) -> float:
         """Seconds after which a parked connection is given up, and a new one asked for."""
         return PARKED_PATIENCE + ROUND_TRIPS * (self.round_trips.latest or 0.0)
+
+    def ask_parked(
+        self,
+        opening: Opening,
+        port: int,
+        dial_id: bytes,
+        *,
+        extra: dict[str, Any],
+        on_finished: OnFinished,
+    ) -> FramedConnection | None:
+        """Ask for a stream on a parked connection; it, or None if there is none.
+
+        `opening` is told the answer. The caller says `answered` then, and when it gives up.
+        """
+        connection = self.pool.take()
+        if connection is not None:
+            extra["peername"] = connection.peer_address
+            self._opening.add(connection)
+            connection.start(opening, port, dial_id, extra=extra, on_finished=on_finished)
+        return connection
+
+    def answered(self, connection: FramedConnection) -> None:
+        """Nobody waits for its answer any more."""
+        self._opening.discard(connection)
 
     async def _open_new(
         self, port: int, dial_id: bytes, extra: Mapping[str, Any], on_finished: OnFinished
@@ -317,7 +344,7 @@ class Session:
         extra: Mapping[str, Any],
         on_finished: OnFinished,
     ) -> Stream:
-        extra = {**extra, "peername": peer_address(connection.transport)}
+        extra = {**extra, "peername": connection.peer_address}
         self._opening.add(connection)
         try:
             return await connection.open(port, dial_id, extra=extra, on_finished=on_finished)
