@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import load, machine, report, rounds, rows, usage
+from bench import floor, load, machine, report, rounds, rows, usage
 from bench.link import Link
 from bench.processes import DidNotWork, Missing, find, free_ports, running, wait_until
 from bench.report import Results
@@ -228,6 +228,18 @@ def test_what_a_program_and_its_children_use_is_counted(tmp_path: Path) -> None:
         assert usage.resident_kb(program.pid) > 1000
     assert usage.descriptors(os.getpid()) > 3
     assert len(set(free_ports(3))) == 3
+
+
+# What gRPC alone takes
+
+
+@pytest.mark.parametrize("kind", floor.KINDS)
+def test_the_floor_counts_what_calls_add_to_a_bare_server(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(floor, "WARM_UP", 1)
+    monkeypatch.setattr(floor, "SETTLE", 0.0)
+    assert 0 < floor.kilobytes(kind, tmp_path, 20) < 500
 
 
 # All of it

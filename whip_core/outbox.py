@@ -25,16 +25,19 @@ class Outbox:
     def __init__(self, write: Callable[[bytes], Awaitable[Any]], tasks: TaskSet) -> None:
         self._write = write
         self._tasks = tasks
-        self._unsent: deque[bytes] = deque()
+        # A deque takes 760 octets also while it is empty: there is one only while it is used.
+        self._unsent: deque[bytes] | None = None
         self._sender: asyncio.Task[Any] | None = None
 
     def put(self, message: bytes) -> bool:
         """Queue a message; False, and nothing queued, if too many wait already."""
-        if len(self._unsent) >= MAX_UNSENT:
+        if len(self._unsent or ()) >= MAX_UNSENT:
             return False
-        self._unsent.append(message)
-        if self._sender is None:
-            self._sender = self._tasks.spawn(self._send_all(), "control sender")
+        if self._unsent is not None:
+            self._unsent.append(message)
+        else:
+            self._unsent = deque([message])
+            self._sender = self._tasks.spawn(self._send_all(self._unsent), "control sender")
         return True
 
     async def flushed(self) -> None:
@@ -42,12 +45,12 @@ class Outbox:
         if self._sender is not None:
             await asyncio.wait([self._sender])
 
-    async def _send_all(self) -> None:
+    async def _send_all(self, unsent: deque[bytes]) -> None:
         try:
-            while self._unsent:
-                await self._write(self._unsent.popleft())
+            while unsent:
+                await self._write(unsent.popleft())
         except (grpc.aio.BaseError, grpc.RpcError, asyncio.InvalidStateError) as error:
             # The reader of the same stream learns of its end, and says so.
             logger.debug("cannot send on a control stream: %s", error)
         finally:
-            self._sender = None
+            self._sender = self._unsent = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 
 from whip_core.framed import FramedConnection
@@ -19,7 +18,7 @@ class ParkedPool:
 
     def __init__(self, tell: Callable[[int], None]) -> None:
         self._tell = tell
-        self._connections: deque[FramedConnection] = deque()
+        self._connections: list[FramedConnection] = []
         self._demand = Demand()
         self._window: asyncio.TimerHandle | None = None
         self._open = False
@@ -38,7 +37,7 @@ class ParkedPool:
         if self._window is not None:
             self._window.cancel()
             self._window = None
-        connections, self._connections = self._connections, deque()
+        connections, self._connections = self._connections, []
         for connection in connections:
             connection.close()
 
@@ -85,6 +84,6 @@ class ParkedPool:
             self._tell(adjustment.target)
         for _ in range(adjustment.surplus):
             # The ones that have been idle longest; the next dial takes the other end.
-            self._connections.popleft().close()
+            self._connections.pop(0).close()
         if not self._demand.at_rest or len(self._connections) > self._demand.target:
             self._watch_demand()
