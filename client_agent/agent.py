@@ -74,7 +74,7 @@ class Agent:
         files = self.settings.tls
         if files is not None:
             self._credentials = Credentials(files, Role.AGENT, self.metrics.certificate_expires)
-            self._tasks.spawn(self._credentials.watch(), "watch TLS files")
+            self._tasks.spawn(self._credentials.watch(self._renew_sessions), "watch TLS files")
         self._found = {endpoint: frozenset() for endpoint in self.settings.endpoints}
         try:
             following = [
@@ -179,6 +179,10 @@ class Agent:
     async def _leave(self, worker: Worker, run: asyncio.Task[None]) -> None:
         await worker.drain()
         run.cancel()
+
+    def _renew_sessions(self) -> None:
+        for worker in self._workers.values():
+            worker.renew_if_due()
 
     async def _drain(self) -> None:
         timeout = self.settings.drain_timeout

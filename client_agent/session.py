@@ -121,6 +121,11 @@ class BrokerSession:
         self._close_idle()
         await self._quiet.wait()
 
+    async def say_goodbye(self) -> None:
+        """End the control stream cleanly, if it has not ended."""
+        if self._control.state is not State.ENDED:
+            await self._client.close()
+
     def cut(self) -> None:
         """Cut the streams that still run."""
         for connection in tuple(self._connections):

@@ -16,6 +16,7 @@ from client_agent.egress_tunnel import way_out
 from client_agent.endpoints import Address, Endpoint
 from client_agent.plugins import AgentPlugins
 from client_agent.reach import Reach
+from client_agent.renewal import Renewal
 from client_agent.reverse import ReverseConnector
 from client_agent.session import BrokerSession
 from client_agent.settings import AgentSettings
@@ -23,12 +24,14 @@ from whip_core.credentials import Credentials
 from whip_core.errors import RemoteProtocolError, SettingsError
 from whip_core.metrics import AgentMetrics
 from whip_core.settings import require_plaintext_allowed
+from whip_core.tasks import TaskSet
 
 logger = logging.getLogger(__name__)
 
 PATIENCE = 2.0
 """Seconds after which a broker that has not answered is one that does not: a registration
 takes a few round trips."""
+NEVER = float("inf")
 REFUSALS = frozenset(
     {"ALREADY_EXISTS", "PERMISSION_DENIED", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"}
 )
@@ -89,8 +92,10 @@ class Worker:
         self._was_registered = False
         self._aside = False
         self._began = time.monotonic()
-        self._client: ControlClient | None = None
+        self._tasks = TaskSet()
         self._running: set[BrokerSession] = set()
+        self._renewal = Renewal(NEVER)
+        self._successor: asyncio.Task[str] | None = None
         self.live: BrokerSession | None = None
 
     def __repr__(self) -> str:
@@ -111,18 +116,28 @@ class Worker:
         return Standing.NEW
 
     async def run(self) -> None:
-        while not self._draining:
-            try:
-                await self._serve_once()
-            except ControlClosed as closed:
+        try:
+            while not self._draining:
+                trouble = await self._serve()
                 if self._draining:
                     return
-                self._tell(self._explain(closed))
-            except (RemoteProtocolError, SettingsError) as error:
-                self._tell(f"broker at {self.address}: {error}")
-            except Exception:
-                logger.exception("the session with the broker at %s failed", self.address)
-            await asyncio.sleep(self._backoff.next_delay())
+                if trouble:
+                    self._tell(trouble)
+                await asyncio.sleep(self._backoff.next_delay())
+        finally:
+            await self._tasks.cancel_all()
+
+    def renew_if_due(self) -> None:
+        """To be called now and then: begin the session that follows one whose certificate ends."""
+        tls, live = self._credentials, self.live
+        if tls is None or live is None or self._draining or self._successor is not None:
+            return
+        # An old broker ends no session, and may not know that it is us again.
+        if live.broker_id is not None and self._renewal.is_due(time.time(), tls.expires_at):
+            renewing, self._renewal = self._renewal, Renewal(NEVER)
+            self._successor = self._tasks.spawn(
+                self._renew(live, renewing), f"renew the session at {self.address}"
+            )
 
     async def drain(self) -> None:
         """Take no new dials and wait until the streams have ended, then say goodbye.
@@ -131,15 +146,51 @@ class Worker:
         """
         self._draining = True
         await asyncio.gather(*(session.drain() for session in tuple(self._running)))
-        if self._client is not None and self.live is not None:
-            await self._client.close()
+        if self.live is not None:
+            await self.live.say_goodbye()
 
     def cut(self) -> None:
         """Cut the streams that still run."""
         for session in tuple(self._running):
             session.cut()
 
-    async def _serve_once(self) -> None:
+    async def _serve(self) -> str:
+        """Sessions that follow each other without a gap; gives why the last of them ended.
+
+        One that was replaced counts as live until the session that follows it is there.
+        """
+        trouble = await self._session()
+        while (following := self._successor) is not None:
+            self._successor = None
+            trouble = await following
+        if self.live is not None:
+            self._ended(self.live)
+        return trouble
+
+    async def _renew(self, before: BrokerSession, renewal: Renewal) -> str:
+        """A session that takes the place of the one `before`, which goes on if this one fails."""
+        trouble = await self._session(before)
+        if self._successor is asyncio.current_task():
+            self._successor = None
+            if self.live is before:
+                renewal.failed(time.time())
+                self._renewal = renewal
+                logger.warning("the session could not be renewed (trying on): %s", trouble)
+        return trouble
+
+    async def _session(self, before: BrokerSession | None = None) -> str:
+        """One session; gives why it ended, empty if that has been logged."""
+        try:
+            await self._serve_once(before)
+        except ControlClosed as closed:
+            return self._explain(closed)
+        except (RemoteProtocolError, SettingsError) as error:
+            return f"broker at {self.address}: {error}"
+        except Exception:
+            logger.exception("the session with the broker at %s failed", self.address)
+        return ""
+
+    async def _serve_once(self, before: BrokerSession | None) -> None:
         """One session, from connecting to the end of its control stream, which it raises."""
         tls = self._credentials
         if tls is None:
@@ -152,6 +203,7 @@ class Worker:
             egress=self._settings.egress,
         )
         credentials = tls.grpc_channel() if tls else None
+        renewal = Renewal(tls.expires_at if tls else NEVER)
         async with (
             self._way_out() as target,
             ControlClient(self.address, tls_name, credentials, target=target) as client,
@@ -164,19 +216,30 @@ class Worker:
                 self._plugins,
                 reach=Reach(self._endpoint, self.address, self._settings.reverse_hosts),
                 instance_id=self._instance_id,
-                on_registered=self._registered,
+                on_registered=lambda session: self._registered(session, renewal),
                 on_leaving=self._brokers.changed,
             )
-            self._running = {old for old in self._running if not old.is_quiet} | {session}
-            self._client = client
+            self._running = {
+                old for old in self._running if old is self.live or not old.is_quiet
+            } | {session}
+            held = set(self._brokers.held())
+            if before is not None:
+                held.discard(before.broker_id or "")
+            replaced = False
             try:
-                await session.run(self._brokers.held())
+                await session.run(tuple(held))
             except ControlClosed as closed:
-                await self._step_aside(session, closed)
+                replaced = closed.status == "ABORTED" and self._is_followed()
+                if not replaced:
+                    await self._step_aside(session, closed)
                 raise
             finally:
-                self._client = None
-                self._ended(session)
+                if not replaced:
+                    self._ended(session)
+
+    def _is_followed(self) -> bool:
+        """Whether another session is about to take, or has taken, the place of this task's."""
+        return self._successor not in (None, asyncio.current_task())
 
     @asynccontextmanager
     async def _way_out(self) -> AsyncIterator[str | None]:
@@ -194,11 +257,16 @@ class Worker:
                 why = f"last error: {self.address}: {bridge.failure}"
                 raise ControlClosed(closed.status, why) from closed
 
-    def _registered(self, session: BrokerSession) -> None:
+    def _registered(self, session: BrokerSession, renewal: Renewal) -> None:
+        renewed = self.live is not None
         self.live = session
+        self._renewal = renewal
         self._backoff.reset()
         self._trouble = ""
         self._brokers.changed()
+        if renewed:
+            logger.info("renewed the session at the broker %s", self.address)
+            return
         self._metrics.registered(again=self._was_registered)
         self._was_registered = True
         kind = "broker" if session.broker_id else "old broker"

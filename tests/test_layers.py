@@ -31,7 +31,7 @@ LAYERS = {
         " control_state control_wire decoded_certificate dial_wire fabric_wire frames"
         " host_patterns outliers parking pem_files picker_choice pickers pki plugin_host"
         " plugin_settings policy policy_file preamble rare_log registry revocation routes sticky",
-        "client_agent": "backoff choice reach reconcile",
+        "client_agent": "backoff choice reach reconcile renewal",
     },
     2: {  # async I/O
         "whip_core": "acceptor awaited control_server control_socket credentials deadlines"

@@ -88,6 +88,11 @@ class Credentials:
         """For one gRPC channel."""
         return tls.grpc_channel_credentials_of(*self._pem)
 
+    @property
+    def expires_at(self) -> float:
+        """When the certificate ends that connections are made with now, as `time.time` has it."""
+        return self._expires.timestamp()
+
     def problem(self, certificate: PeerCertificate | None) -> str | None:
         """Why a peer's certificate is not believed (any more): it expired, or was revoked."""
         if certificate is None:
