@@ -86,6 +86,7 @@ class Agent:
                 task.cancel()
             await self._drain()
         finally:
+            self._stopping.set()  # if it was cancelled: nobody is joined any more
             for worker in self._workers.values():
                 worker.cut()
             await self._tasks.cancel_all()

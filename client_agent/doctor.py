@@ -32,6 +32,7 @@ from whip_core.certificates import certificate_names_pem
 from whip_core.checkup import Checkup, Streams, check_certificates, check_machine, check_port
 from whip_core.errors import RemoteProtocolError, SettingsError
 from whip_core.host_patterns import covers
+from whip_core.options import json_option
 from whip_core.settings import Role, TLSFiles
 
 DNS_TIMEOUT = 10.0
@@ -49,11 +50,11 @@ def _options() -> list[click.Parameter]:
         option = copy.copy(each)
         option.required = isinstance(each, click.Argument)
         options.append(option)
-    help_text = "Print the findings as JSON."
-    return [*options, click.Option(["--json", "as_json"], is_flag=True, help=help_text)]
+    return options
 
 
 @click.command(params=_options())
+@json_option
 def client(as_json: bool, **values: Any) -> None:
     """What keeps an agent (whip client) with these options from working."""
     checkup = Checkup()

@@ -128,6 +128,19 @@ def test_a_full_disk_stops_nothing_and_is_told_of_seldom(caplog: pytest.LogCaptu
     assert "No space left" in told[0]
 
 
+def test_a_file_that_cannot_be_opened_again_is_written_on(tmp_path: Path) -> None:
+    path = tmp_path / "there" / "audit.log"
+    path.parent.mkdir()
+    log = AuditLog(path)
+    log.start()
+    moved = path.parent.rename(tmp_path / "moved")
+    log.reopen()
+    log.whip_refused(refusal(1))
+    log.close()
+    [line] = (moved / "audit.log").read_text().splitlines()
+    assert json.loads(line)["event"] == "refused"
+
+
 def test_lines_that_could_not_be_written_are_said_to_be_missing(tmp_path: Path) -> None:
     """A disk that is full for a while; the last line before that is torn in two."""
     path = tmp_path / "audit.log"

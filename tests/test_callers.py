@@ -138,12 +138,14 @@ def test_names_of_a_verified_client_certificate_are_known(url: str, tmp_path: Pa
                 await curl(*base, *shown)
                 await curl(*base)
                 other = stranger.client_files("alice.users")
-                refused = await curl(
-                    *base, "--proxy-cert", str(other.cert), "--proxy-key", str(other.key)
-                )
+                strangers = ("--proxy-cert", str(other.cert), "--proxy-key", str(other.key))
+                refused = await curl(*base, *strangers)
                 assert refused.status != 0
+                assert len(broker.dials) == 2
+                server.ca.write_bytes(server.ca.read_bytes() + other.ca.read_bytes())
+                await curl(*base, *strangers)
             names = [caller.certificate_names for _, _, caller in broker.dials]
-            assert names == [("alice.users",), ()]
+            assert names == [("alice.users",), (), ("alice.users",)]
 
     asyncio.run(main())
 

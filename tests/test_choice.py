@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 
@@ -106,5 +108,23 @@ def test_without_a_fabric_an_agent_joins_them_all() -> None:
             settings = agent_settings("srv:_whip._tcp.brokers.test", ports="80")
             async with running(settings, resolvers):
                 await eventually(lambda: all(broker.agents for broker in brokers))
+
+    run(main())
+
+
+def test_an_agent_that_is_cancelled_joins_nobody_any_more(tmp_path: Path) -> None:
+    """It has ten addresses, of which none answers: reason enough to try the next."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text("\n".join(f"127.0.0.{number} brokers.test" for number in range(2, 12)))
+    settings = agent_settings("brokers.test:1", ports="80")
+
+    async def main() -> None:
+        async with running(settings, Resolvers(hosts_file=hosts)) as agent:
+            await eventually(lambda: len(agent._workers) >= 2)
+        for worker in agent._workers.values():
+            worker._trouble = "it does not answer"
+        agent.changed()
+        await asyncio.sleep(0)  # what was to be chosen soon
+        assert len(agent._tasks) == 0
 
     run(main())

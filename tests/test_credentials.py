@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -114,6 +114,28 @@ def test_new_files_are_loaded_and_broken_ones_are_refused_and_told_once(
     mounted.swap(one.server_files())
     held.check()
     assert held.server_context() is not second
+
+
+def test_a_file_that_vanishes_while_it_is_looked_at_is_looked_for_again(
+    tmp_path: Path, one: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounted = Mounted(tmp_path / "tls")
+    mounted.swap(one.server_files())
+    held = Credentials(mounted.files, Role.BROKER, lambda expires: None)
+    first = held.server_context()
+    mounted.swap(one.server_files())
+
+    def tried_and_gone(files: TLSFiles, role: Role) -> tuple[list[str], datetime]:
+        (tmp_path / "tls" / "..data" / "tls.key").unlink()
+        return [], datetime.now(UTC)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(credentials, "try_out", tried_and_gone)
+        held.check()
+    assert held.server_context() is first
+    mounted.swap(one.server_files())
+    held.check()
+    assert held.server_context() is not first
 
 
 def test_a_key_that_is_written_before_its_certificate_is_nothing_to_talk_about(

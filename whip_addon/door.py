@@ -28,6 +28,7 @@ from OpenSSL import SSL
 from whip_addon.answers import plain_response
 from whip_addon.settings import DoorSettings
 from whip_core.errors import SettingsError
+from whip_core.pem_files import signature
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Door:
         self._prove_names = prove_names
         self._settings = DoorSettings()
         self._context: SSL.Context | None = None
-        self._loaded_from: tuple[tuple[int, ...], bool] | None = None
+        self._loaded_from: tuple[tuple[object, ...], bool] | None = None
         self._inside: weakref.WeakSet[Client] = weakref.WeakSet()
         self._tunnelled: weakref.WeakSet[Client] = weakref.WeakSet()
 
@@ -114,15 +115,18 @@ class Door:
     def _current_context(self) -> SSL.Context:
         """The certificate as it is on disk; the last good one while that cannot be used."""
         asks = bool(ctx.options.request_client_cert)
+        settings = self._settings
+        seen = (signature(settings.key, settings.cert, settings.client_ca), asks)
+        if self._context is not None and seen == self._loaded_from:
+            return self._context
         try:
-            loaded_from = (_mtimes(self._settings), asks)
-            if self._context is None or loaded_from != self._loaded_from:
-                self._context = server_context(self._settings, ask_for_certificate=asks)
-                self._loaded_from = loaded_from
-        except (OSError, SettingsError) as error:
+            self._context = server_context(settings, ask_for_certificate=asks)
+        except SettingsError as error:
             if self._context is None:
                 raise
             logger.warning("whip: the proxy's new certificate is not used: %s", error)
+        # Said, and tried, once for each change of the files.
+        self._loaded_from = seen
         assert self._context is not None
         return self._context
 
@@ -151,10 +155,6 @@ def server_context(
             f"cannot use {settings.key} and {settings.cert} for the proxy's TLS: {_reason(error)}"
         ) from error
     return context
-
-
-def _mtimes(settings: DoorSettings) -> tuple[int, ...]:
-    return tuple(path.stat().st_mtime_ns for path in (settings.key, settings.cert) if path)
 
 
 def _http1(_: SSL.Connection, offers: list[bytes]) -> Any:

@@ -179,8 +179,16 @@ class AuditLog:
             try:
                 if line == _REOPEN:
                     self._reopen()
-                else:
-                    self._write(line)
+                    continue
+            except OSError as error:
+                self._log.warning(
+                    "the audit log %s cannot be opened again, the old file is written on: %s",
+                    self._path,
+                    error,
+                )
+                continue
+            try:
+                self._write(line)
             except OSError as error:
                 self._lost += 1
                 self._log.warning("the audit log %s cannot be written: %s", self._path, error)

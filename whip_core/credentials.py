@@ -14,7 +14,6 @@ import ssl
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -22,7 +21,7 @@ import grpc
 from whip_core import tls
 from whip_core.agents import PeerCertificate
 from whip_core.errors import SettingsError
-from whip_core.pem_files import read_pem_file
+from whip_core.pem_files import read_pem_file, signature
 from whip_core.settings import Role, TLSFiles
 from whip_core.tls_trial import try_out
 
@@ -133,8 +132,11 @@ class Credentials:
     def _load(self) -> list[str]:
         files = self._files
         warnings, expires = try_out(files, self._role)
-        pem = tuple(path.read_bytes() for path in (files.ca, files.key, files.cert))
-        revocations = self._read_revocations(pem[0])
+        ca, key, cert = (
+            read_pem_file(path, f"--tls-{option}-path {path}")
+            for path, option in ((files.ca, "ca-cert"), (files.key, "key"), (files.cert, "cert"))
+        )
+        revocations = self._read_revocations(ca)
         if revocations is not None and revocations.valid_until < datetime.now(UTC):
             warnings.append(
                 f"--tls-crl-path {files.crl} is out of date: "
@@ -144,8 +146,8 @@ class Credentials:
         context = tls.client_context(files) if self._role is Role.AGENT else None
         server = tls.server_context(files) if self._role is Role.BROKER else None
         self._client, self._server = context, server
-        self._pem = pem
-        self._grpc = tls.grpc_server_configuration(*pem)
+        self._pem = (ca, key, cert)
+        self._grpc = tls.grpc_server_configuration(ca, key, cert)
         self._revocations = revocations
         self._expires = expires
         self._warned_at = None
@@ -179,19 +181,8 @@ class Credentials:
         )
 
     def _signature(self) -> tuple[object, ...]:
-        """What changes when a file does, or what a symlink on its way leads to."""
         files = self._files
-        return tuple(
-            _of(path) for path in (files.key, files.cert, files.ca, files.crl) if path is not None
-        )
-
-
-def _of(path: Path) -> object:
-    try:
-        found = path.stat()
-    except OSError as error:
-        return error.errno
-    return found.st_ino, found.st_dev, found.st_size, found.st_mtime_ns
+        return signature(files.key, files.cert, files.ca, files.crl)
 
 
 def _day(moment: datetime) -> str:

@@ -52,6 +52,9 @@ def option(*names: str, **attributes: Any) -> Callable[[Command], Command]:
     return click.option(*names, **attributes)
 
 
+json_option = option("--json", "as_json", type=bool, default=False, help="JSON, for programs.")
+
+
 def common_options(metrics_listen: str) -> Callable[[Command], Command]:
     """The options that every long-running command has (DESIGN §7, row "all")."""
 

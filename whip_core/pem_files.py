@@ -10,6 +10,19 @@ MAX_PEM_SIZE = 1 << 20
 """Bytes of a PEM file: four times a whole system's CA bundle, and an end for /dev/zero."""
 
 
+def signature(*paths: Path | None) -> tuple[object, ...]:
+    """What is another when a file has changed, or what a symlink on its way leads to."""
+    return tuple(_of(path) for path in paths if path is not None)
+
+
+def _of(path: Path) -> object:
+    try:
+        found = path.stat()
+    except OSError as error:
+        return error.errno
+    return found.st_ino, found.st_dev, found.st_size, found.st_mtime_ns
+
+
 def read_pem_file(path: Path, source: str) -> bytes:
     """The content of a file; `source` (an option and the path) begins each error's text.
 

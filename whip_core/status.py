@@ -22,7 +22,7 @@ from whip_core.certificates import certificates_in, names_of
 from whip_core.errors import SettingsError, UnknownName
 from whip_core.metrics import exposition
 from whip_core.names import printable
-from whip_core.pem_files import read_pem_file
+from whip_core.pem_files import read_pem_file, signature
 from whip_core.routes import JSON, Answer, BadRequest, Request, Response, Routes, as_json
 from whip_core.settings import BrokerSettings, RemoteSettings, is_loopback
 
@@ -260,19 +260,11 @@ class Status:
         tls = self._broker.settings.tls
         if tls is None:
             return []
-        stamp = tuple(_stamp(path) for path in (tls.cert, tls.ca))
-        if stamp != self._certificates[0]:
+        seen = signature(tls.cert, tls.ca)
+        if seen != self._certificates[0]:
             found = [*_certificates("broker", tls.cert)[:1], *_certificates("CA", tls.ca)]
-            self._certificates = (stamp, found)
+            self._certificates = (seen, found)
         return self._certificates[1]
-
-
-def _stamp(path: Path) -> object:
-    try:
-        status = path.stat()
-    except OSError as error:
-        return error.errno
-    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _certificates(use: str, path: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from whip_core.agent_table import SORT_KEYS
 from whip_core.commands.agent_lines import lines
 from whip_core.control_call import ControlCallFailed
 from whip_core.names import close_matches, is_within, normalize, printable
-from whip_core.options import Failure, option
+from whip_core.options import Failure, json_option, option
 
 VARIABLE = "WHIP_CONTROL_SOCKET"
 SORTS = [prefix + key for key in SORT_KEYS for prefix in ("", "-")]
@@ -37,7 +37,6 @@ sort_option = option(
     default="name",
     help=f"One of {', '.join(SORT_KEYS)}; with - in front the other way round.",
 )
-json_option = option("--json", "as_json", type=bool, default=False, help="JSON, for programs.")
 
 
 def _names_like(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:

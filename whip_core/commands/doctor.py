@@ -16,7 +16,7 @@ from whip_core.certificates import certificates_in, proves_host
 from whip_core.checkup import Checkup, Streams, check_certificates, check_machine, check_port
 from whip_core.cli import CommandsByEntryPoint
 from whip_core.errors import SettingsError
-from whip_core.options import common_options
+from whip_core.options import common_options, json_option
 from whip_core.pem_files import read_pem_file
 from whip_core.settings import BrokerSettings, Role, is_loopback
 from whip_core.sockets import bind
@@ -39,7 +39,7 @@ def doctor() -> None:
 @click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 @common_options(metrics_listen=METRICS_LISTEN)
 @declare(BROKER_OPTIONS)
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@json_option
 def proxy(as_json: bool, log_level: str, **values: Any) -> None:
     """What keeps a broker (whip proxy, whip forward) with these options from working."""
     checkup = Checkup()

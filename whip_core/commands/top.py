@@ -25,12 +25,11 @@ from whip_core import control_call
 from whip_core.commands.agent_lines import COLUMNS, Agent, Column, human_age, human_bytes, lines
 from whip_core.commands.agents import (
     control_socket_option,
-    json_option,
     search_option,
     sort_option,
 )
 from whip_core.control_call import ControlCallFailed
-from whip_core.options import Failure, option
+from whip_core.options import Failure, json_option, option
 
 LEAST_INTERVAL = 0.1
 """Seconds between two looks: more often shows nothing more, and costs the broker."""
