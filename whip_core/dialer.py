@@ -181,7 +181,7 @@ class Dialer:
         self._changed = asyncio.Event()
         self._streams: set[Stream] = set()
         self._opening = 0
-        self._deadlines = Deadlines()
+        self._deadlines = Deadlines(Asked.too_late)
         self._quiet = asyncio.Event()
         self.closed = True
         """Whether the broker is not open (yet, or any more)."""
