@@ -19,6 +19,7 @@ from client_agent.egress import egress_of
 from client_agent.endpoints import Endpoint
 from client_agent.exposure import parse_exposure
 from client_agent.settings import BROKER_COUNT, MAX_BROKERS, AgentSettings
+from whip_core import log_lines
 from whip_core.errors import SettingsError
 from whip_core.host_patterns import dns_pattern
 from whip_core.metrics import exposition
@@ -28,7 +29,6 @@ from whip_core.options import (
     common_options,
     option,
     run,
-    set_up_logging,
     tls_files,
     was_given,
 )
@@ -102,7 +102,7 @@ def client(
     **values: Any,
 ) -> None:
     """Register this host's service at every broker behind each ENDPOINT (host:port)."""
-    set_up_logging(log_level)
+    log_lines.set_up(log_level)
     try:
         settings = read_settings(**values)
         if settings.tls is not None:

@@ -13,7 +13,7 @@ CONNECT_TIMEOUT = 10.0
 
 
 async def connect(backend: Backend) -> RelaySide:
-    """A relay side on a new connection to the service, reading paused.
+    """A relay side on a new connection to the service.
 
     Raises `ServiceRefused` saying which service, and why it did not answer.
     """

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from client_agent.backoff import Backoff
+from whip_core.deadlines import Deadlines
 from whip_core.errors import WhipError
 from whip_core.framed import FramedConnection
 from whip_core.parking import MAX_PARKED
@@ -27,7 +28,7 @@ class Parker:
         self._open_one = open_one
         self._tasks = tasks
         self._parked: set[FramedConnection] = set()
-        self._lent: dict[FramedConnection, asyncio.TimerHandle] = {}
+        self._lent = Deadlines(self._kept)
         self._target = 0
         self._opening = 0
         self._backoff = Backoff()
@@ -45,21 +46,21 @@ class Parker:
             self._refill_later()
 
     def parked(self, connection: FramedConnection) -> None:
-        self._returned(connection)
+        self._lent.drop(connection)
         self._parked.add(connection)
 
     def taken(self, connection: FramedConnection) -> None:
         """A stream was opened on it: unless that is short, another takes its place."""
-        self._proven(connection)
+        if self._failing or connection in self._unproven:
+            self._proven(connection)
         self._parked.discard(connection)
-        self._returned(connection)  # its last end may have come together with this open
-        loop = asyncio.get_running_loop()
-        self._lent[connection] = loop.call_later(REFILL_DELAY, self._kept, connection)
+        self._lent.drop(connection)  # its last end may have come together with this open
+        self._lent.add(connection, REFILL_DELAY)
 
     def lost(self, connection: FramedConnection) -> None:
         """It is gone. One that the broker never used it may have refused: that is a failure."""
         self._parked.discard(connection)
-        self._returned(connection)
+        self._lent.drop(connection)
         if connection not in self._unproven:
             self._refill_later()
             return
@@ -79,20 +80,12 @@ class Parker:
         self._target = 0
         if self._refilling is not None:
             self._refilling.cancel()
-        for timer in self._lent.values():
-            timer.cancel()
         self._lent.clear()
         for connection in tuple(self._parked):
             connection.close()
 
-    def _returned(self, connection: FramedConnection) -> None:
-        timer = self._lent.pop(connection, None)
-        if timer is not None:
-            timer.cancel()
-
-    def _kept(self, connection: FramedConnection) -> None:
+    def _kept(self, _: FramedConnection) -> None:
         """The stream goes on for longer."""
-        del self._lent[connection]
         self._refill()
 
     def _refill_later(self) -> None:

@@ -263,19 +263,13 @@ class BrokerSession:
         self, berth: Berth, connection: FramedConnection, request: OpenRequested
     ) -> asyncio.Task[None]:
         berth.parker.taken(connection)
-        task = self._tasks.spawn(
-            self._open(connection, request), f"open {request.dial_id.hex()[:8]}"
-        )
-
-        def close_unanswered(task: asyncio.Task[None]) -> None:
-            if task.cancelled() or task.exception() is not None:
-                connection.close()  # the broker's dial must not wait for an answer
-
-        task.add_done_callback(close_unanswered)
+        task = self._tasks.spawn(self._open(connection, request), "open")
+        task.add_done_callback(functools.partial(_close_unanswered, connection))
         return task
 
     async def _open(self, connection: FramedConnection, request: OpenRequested) -> None:
-        dial = request.dial_id.hex()[:8]
+        dial_id = request.dial_id.hex()
+        dial = dial_id[:8]
         if request.port not in self._settings.exposure:
             logger.warning("dial %s refused: port %d is not exposed", dial, request.port)
             connection.refuse(
@@ -286,7 +280,7 @@ class BrokerSession:
             connection.refuse(FailureCode.DRAINING, "this agent is draining")
             return
         try:
-            backend = self._backend(request.port, request.dial_id.hex())
+            backend = self._backend(request.port, dial_id)
             side = await local.connect(backend)
         except ServiceRefused as error:
             logger.warning("dial %s: %s", dial, error)
@@ -377,18 +371,26 @@ class BrokerSession:
         local_port = str(exposed.port) if isinstance(exposed, TCPBackend) else "unix"
         logger.debug("dial %s: open to %s", dial, backend)
         started = time.monotonic()
+        if not self._streams:
+            self._quiet.clear()
         self._streams += 1
-        self._quiet.clear()
-        self._metrics.connected(domain, local_port)
+        connections = self._metrics.connections(domain, local_port)
+        connections.inc()
 
         def done() -> None:
             logger.info("dial %s to %s: closed, %.1f s", dial, backend, time.monotonic() - started)
-            self._metrics.disconnected(domain, local_port)
+            connections.dec()
             self._streams -= 1
             if not self._streams:
                 self._quiet.set()
 
         join(tunnel, side, done)
+
+
+def _close_unanswered(connection: FramedConnection, task: asyncio.Task[None]) -> None:
+    """The broker's dial must not wait for an answer that does not come."""
+    if task.cancelled() or task.exception() is not None:
+        connection.close()
 
 
 def _drop(side: RelaySide) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -18,9 +19,13 @@ class Waits:
         self.told.set()
 
 
+def late(who: Any) -> None:
+    who.too_late()
+
+
 def test_those_whose_time_is_up_are_told_and_those_that_were_dropped_are_not() -> None:
     async def main() -> None:
-        deadlines, who = Deadlines(), [Waits() for _ in range(4)]
+        deadlines, who = Deadlines(late), [Waits() for _ in range(4)]
         for waits in who:
             deadlines.add(waits, 0.01)
         deadlines.drop(who[1])
@@ -36,7 +41,7 @@ def test_those_whose_time_is_up_are_told_and_those_that_were_dropped_are_not() -
 def test_nobody_is_told_before_the_time_and_one_timer_serves_all() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        deadlines, long, longer = Deadlines(), Waits(), Waits()
+        deadlines, long, longer = Deadlines(late), Waits(), Waits()
         began = loop.time()
         deadlines.add(long, 0.02)
         timer = deadlines._timer
@@ -52,7 +57,7 @@ def test_nobody_is_told_before_the_time_and_one_timer_serves_all() -> None:
 
 def test_one_that_begins_again_when_it_is_told_is_told_again() -> None:
     async def main() -> None:
-        deadlines, done = Deadlines(), asyncio.Event()
+        deadlines, done = Deadlines(late), asyncio.Event()
 
         class Again:
             times = 0
@@ -72,7 +77,7 @@ def test_one_that_begins_again_when_it_is_told_is_told_again() -> None:
 
 def test_one_that_fails_at_being_told_keeps_nobody_else_from_it() -> None:
     async def main() -> None:
-        deadlines, next_one = Deadlines(), Waits()
+        deadlines, next_one = Deadlines(late), Waits()
 
         class Fails:
             def too_late(self) -> None:

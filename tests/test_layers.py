@@ -36,7 +36,7 @@ LAYERS = {
     2: {  # async I/O
         "whip_core": "acceptor awaited control_server control_socket credentials deadlines"
         " dial_client dial_socket drain fabric_local fabric_mail fabric_nats forward framed"
-        " heartbeat outbox parked_pool raw relay reverse_listener session sockets stream"
+        " heartbeat log_lines outbox parked_pool raw relay reverse_listener session sockets stream"
         " stream_reader systemd tasks tls tls_transport tls_trial web",
         "client_agent": "berth control_client discovery egress_tunnel local parker reverse",
     },
@@ -64,10 +64,10 @@ GENERATED = "whip_core.wire"
 
 # What both ends of the tunnel need: all that the agent may know of whip_core.
 SHARED_WITH_THE_AGENT = (
-    "certificates channel checkup control control_state control_wire credentials"
-    " decoded_certificate errors framed frames hookspecs host_patterns local_request metrics"
-    " monitor names options outbox parking plugin_host plugin_settings plugin_sources preamble raw"
-    " relay routes settings systemd tasks tls tls_transport tls_trial"
+    "certificates channel checkup control control_state control_wire credentials deadlines"
+    " decoded_certificate errors framed frames hookspecs host_patterns local_request log_lines"
+    " metrics monitor names options outbox parking plugin_host plugin_settings plugin_sources"
+    " preamble raw relay routes settings systemd tasks tls tls_transport tls_trial"
 )
 # These could be lifted out of the project nearly as they are.
 AGENT_LOGIC = {

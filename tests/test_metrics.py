@@ -79,7 +79,7 @@ def test_the_six_names_their_types_and_labels_are_exact() -> None:
             streams = await running_broker.open_connection("instance1.testdom", 80)
             assert await exchange(streams, b"") == b""
             await watch.until(lambda: bool(watch.closed and watch.round_trips))
-            agent.connected("testdom", 5051)
+            agent.connections("testdom", "5051").inc()
             found = {}
             for registry in (broker.registry, agent.registry):
                 async with serving("127.0.0.1:0", site(registry), chosen=True) as address:

@@ -168,6 +168,22 @@ def test_candidates_are_kept_for_so_many_ports_only(monkeypatch: pytest.MonkeyPa
     assert [again[0] is first[2], again[1] is first[1], again[2] is first[0]] == [True, True, False]
 
 
+def test_an_instance_that_drains_goes_or_is_replaced_is_not_found_by_its_name_any_more() -> None:
+    one, again = agent("one.testdom"), agent("one.testdom", instance_id="again")
+    made = registry_of(one)
+    target = Target.parse("one.testdom", 80)
+    assert made.resolve(target) is made.resolve(target)
+    one.draining = True
+    made.standing_changed(one)
+    with pytest.raises(UnknownName, match="draining"):
+        made.resolve(target)
+    made.take_over(again)
+    assert [found.session for found in made.resolve(target)] == [again]
+    made.remove(again)
+    with pytest.raises(UnknownName):
+        made.resolve(target)
+
+
 def test_who_has_been_tried_is_left_out_of_one_dial_and_no_other() -> None:
     one, two = agent("one.testdom"), agent("two.testdom")
     made = registry_of(one, two)

@@ -181,7 +181,7 @@ class Dialer:
         self._changed = asyncio.Event()
         self._streams: set[Stream] = set()
         self._opening = 0
-        self._deadlines = Deadlines()
+        self._deadlines = Deadlines(Asked.too_late)
         self._quiet = asyncio.Event()
         self.closed = True
         """Whether the broker is not open (yet, or any more)."""
@@ -335,14 +335,7 @@ class Dialer:
     def _opened(self, dial: Dial) -> None:
         assert dial.candidate is not None and dial.outcome is not None
         outcome = dial.outcome
-        logger.info(
-            "%s: open to %s port %d in %.1f ms%s",
-            dial,
-            dial.candidate.session.name,
-            dial.candidate.port,
-            outcome.total_seconds * 1000,
-            ", parked" if dial.parked else "",
-        )
+        logger.debug("%s: open to %s", dial, dial.candidate.session.name)
         self._plugins.dial_finished(outcome)
 
     async def _dial(
@@ -537,16 +530,19 @@ class Dialer:
         self._streams.discard(stream)
         if not self._streams:
             self._quiet.set()
-        assert stream.cause is not None
+        assert stream.cause is not None and dial.outcome is not None
         seconds = time.monotonic() - dial.started
         logger.info(
-            "dial %s: closed (%s), %d bytes to %s, %d back, %.1f s",
-            dial.dial_id.hex()[:8],
-            stream.cause,
-            stream.bytes_sent,
+            "%s: to %s port %d in %.1f ms%s, closed (%s) after %.1f s, %d bytes there, %d back",
+            dial,
             session.name,
-            stream.bytes_received,
+            candidate.port,
+            dial.outcome.total_seconds * 1000,
+            ", parked" if dial.parked else "",
+            stream.cause,
             seconds,
+            stream.bytes_sent,
+            stream.bytes_received,
         )
         self._plugins.stream_closed(
             StreamClosed(

@@ -224,6 +224,7 @@ class AgentMetrics:
             ["domain", "port"],
             registry=registry,
         )
+        self._counted: dict[tuple[str, str], Gauge] = {}
         self._sessions = Gauge(
             "whip_client_active_sessions", "Brokers this agent is registered at", registry=registry
         )
@@ -237,12 +238,13 @@ class AgentMetrics:
     def certificate_expires(self, moment: datetime) -> None:
         self._expiry.set(moment.timestamp())
 
-    def connected(self, domain: str, port: str) -> None:
-        """`port` is the service's own; "unix" for a socket."""
-        self._connections.labels(domain, port).inc()
-
-    def disconnected(self, domain: str, port: str) -> None:
-        self._connections.labels(domain, port).dec()
+    def connections(self, domain: str, port: str) -> Gauge:
+        """Counts those that are open; `port` is the service's own, "unix" for a socket."""
+        key = domain, port
+        found = self._counted.get(key)
+        if found is None:
+            found = self._counted[key] = self._connections.labels(*key)
+        return found
 
     def registered(self, *, again: bool) -> None:
         """A session has begun; `again` if one with the same broker address had ended."""

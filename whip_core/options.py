@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import resource
-import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -116,16 +114,6 @@ def tls_files(
             "(`whip pki --help` makes certificates), or say --tls=false on loopback"
         )
     return TLSFiles.of(key, cert, ca, crl)
-
-
-def set_up_logging(level: str) -> None:
-    # What no line shows need not be found out: a dial has two lines at each end, and these
-    # are a third of their cost ("Optimization" in Python's logging how-to).
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr
-    )
 
 
 def was_given(name: str) -> bool:

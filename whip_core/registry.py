@@ -16,7 +16,8 @@ oldest are forgotten past this many, so that a flood of registrations cannot fil
 MAX_COMPARED_NAMES = 1_000
 """Names that a mistyped one is compared with: some milliseconds of work, no more."""
 MAX_KEPT_PORTS = 16
-"""Ports of a domain whose candidates are kept for the next dial: more than services have."""
+"""Ports of a domain, or of an instance, whose candidates are kept for the next dial: more than
+services have."""
 PORTS_TOLD = 8
 """How many exposed ports an error message lists."""
 
@@ -43,6 +44,8 @@ class Registry(Generic[Session]):
         self._by_domain: dict[str, dict[str, Session]] = {}
         self._candidates: dict[str, dict[int, Candidates[Session]]] = {}
         """By domain and port, and right at every moment: found once, then kept up."""
+        self._alone: dict[str, dict[int, Candidates[Session]]] = {}
+        """The same by an instance's own name, as long as it may serve."""
         self._domains_seen: dict[str, None] = {}
 
     def __len__(self) -> int:
@@ -83,6 +86,7 @@ class Registry(Generic[Session]):
         if self._by_name.get(name.full) is not session:
             return False
         del self._by_name[name.full]
+        self._alone.pop(name.full, None)
         members = self._by_domain[name.domain]
         del members[name.full]
         if not members:
@@ -93,6 +97,7 @@ class Registry(Generic[Session]):
     def standing_changed(self, session: Session) -> None:
         """To be called when a session begins to drain, is ejected, or is not any more."""
         self._candidates.pop(session.name.domain, None)
+        self._alone.pop(session.name.full, None)
 
     def _drop_candidate(self, session: Session) -> None:
         kept = self._candidates.get(session.name.domain, {})
@@ -142,14 +147,18 @@ class Registry(Generic[Session]):
         """
         instance = self._by_name.get(target.name)
         if instance is not None:
-            return self._find(target, (instance,), without)[0]
+            alone = self._alone.get(target.name, {}).get(target.port)
+            if alone is None or without:
+                alone = self._find(target, (instance,), without)[0]
+                _keep(self._alone.setdefault(target.name, {}), target.port, alone)
+            return alone
         kept = self._candidates.get(target.name, {}).get(target.port)
         if kept is not None and not without:
             return kept
         members = self._by_domain.get(target.name, {}).values()
         candidates, may_be_kept = self._find(target, members, without)
         if may_be_kept and not without:
-            self._keep(target, candidates)
+            _keep(self._candidates.setdefault(target.name, {}), target.port, candidates)
         return candidates
 
     def _find(
@@ -166,12 +175,6 @@ class Registry(Generic[Session]):
             raise PortNotExposed(_not_exposed(target, members))
         healthy = [session for session in exposing if not session.ejected]
         return Candidates(healthy or exposing, target.port), bool(healthy)
-
-    def _keep(self, target: Target, candidates: Candidates[Session]) -> None:
-        kept = self._candidates.setdefault(target.name, {})
-        if len(kept) >= MAX_KEPT_PORTS:
-            del kept[next(iter(kept))]
-        kept[target.port] = candidates
 
     def candidate(self, target: Target, name: AgentName) -> Candidate[Session] | None:
         """The session of that name, if it may serve `target`."""
@@ -197,6 +200,12 @@ class Registry(Generic[Session]):
         else:
             hint = f"registered agents: {len(self._by_name)}, none with a name like it"
         return f"{target}: no agent is registered under that name ({hint})"
+
+
+def _keep(kept: dict[int, Candidates[Session]], port: int, candidates: Candidates[Session]) -> None:
+    if len(kept) >= MAX_KEPT_PORTS:
+        del kept[next(iter(kept))]
+    kept[port] = candidates
 
 
 def _not_exposed(target: Target, members: list[Session]) -> str:

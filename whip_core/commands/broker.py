@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from whip_core import log_lines
 from whip_core.broker import Broker
 from whip_core.broker_options import (
     BROKER_OPTIONS,
@@ -20,7 +21,7 @@ from whip_core.broker_options import (
 from whip_core.broker_values import flags_of, read_broker, read_dial_socket, read_plugins
 from whip_core.errors import SettingsError
 from whip_core.operating import Listening, operating
-from whip_core.options import common_options, hangup_is_ours, run, set_up_logging, was_given
+from whip_core.options import common_options, hangup_is_ours, run, was_given
 from whip_core.tasks import TaskSet
 
 # How long a dial waits is for whoever dials to say.
@@ -39,7 +40,7 @@ def broker(log_level: str, **values: Any) -> None:
     They use it with --broker ADDRESS, or whip_core.connect in Python, and may come and go
     without an agent noticing.
     """
-    set_up_logging(log_level)
+    log_lines.set_up(log_level)
     spell = flags_of(OPTIONS)
     options = chosen(OPTIONS, values, metrics_given=was_given("metrics_listen"))
     try:

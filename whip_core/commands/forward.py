@@ -9,13 +9,14 @@ from typing import Any
 
 import click
 
+from whip_core import log_lines
 from whip_core.broker import Broker
 from whip_core.broker_options import BROKER_OPTIONS, METRICS_LISTEN, REMOTE, chosen, declare
 from whip_core.broker_values import flags_of, read_broker, read_plugins, read_remote, read_seconds
 from whip_core.errors import SettingsError
 from whip_core.forward import ForwardSpec
 from whip_core.operating import Listening, operating
-from whip_core.options import common_options, hangup_is_ours, run, set_up_logging, was_given
+from whip_core.options import common_options, hangup_is_ours, run, was_given
 from whip_core.remote import RemoteBroker
 from whip_core.tasks import TaskSet
 
@@ -31,7 +32,7 @@ def forward(forwards: tuple[str, ...], log_level: str, **values: Any) -> None:
 
     LISTEN is a port on loopback, host:port, or unix:/path.
     """
-    set_up_logging(log_level)
+    log_lines.set_up(log_level)
     spell = flags_of(OPTIONS)
     options = chosen(OPTIONS, values, metrics_given=was_given("metrics_listen"))
     try:
