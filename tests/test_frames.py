@@ -17,6 +17,7 @@ from frame_states import (
     PEER,
     WAY_TO,
     Way,
+    closed,
     ended,
     frame,
     opened,
@@ -26,6 +27,7 @@ from frame_states import (
 from whip_core import frames
 from whip_core.errors import LocalProtocolError, RemoteProtocolError
 from whip_core.frames import (
+    COPIED_SIZE,
     MAX_CONTROL_SIZE,
     MAX_DATA_SIZE,
     DataReceived,
@@ -218,7 +220,7 @@ CONVERSATIONS = {
     "to the opener": (
         opening,
         OPENER,
-        frame(0x03, ID) + data(b"a") + data(b"bc" * 10) + frame(0x08, b"pingpong") + data(b"d")
+        frame(0x03, ID) + data(b"a") + data(data(b"bc")) + frame(0x08, data(b"ping")) + data(b"d")
         + frame(0x06, ID) + frame(0x08, b"pongping"),
     ),
     "to the acceptor": (
@@ -246,6 +248,59 @@ def test_the_events_are_the_same_however_the_bytes_are_split(
         assert joined(codec.receive(said[:cut]) + codec.receive(said[cut:])) == events
 
 
+def taken(codec: FrameCodec, piece: bytes) -> list[Event]:
+    """What a piece brings when the quick way is tried first."""
+    only = codec.only_data(piece)
+    return codec.receive(piece) if only is None else [DataReceived(only)]
+
+
+@pytest.mark.parametrize(("way", "role", "said"), CONVERSATIONS.values(), ids=CONVERSATIONS)
+def test_the_quick_way_for_data_gives_the_same_events(way: Way, role: Role, said: bytes) -> None:
+    events = joined(way(role).receive(said))
+    for size in range(1, len(said) + 1):
+        codec = way(role)
+        pieces = [said[start : start + size] for start in range(0, len(said), size)]
+        assert joined([event for piece in pieces for event in taken(codec, piece)]) == events
+    for first in range(len(said)):
+        for second in range(first, len(said)):
+            codec = way(role)
+            pieces = [said[:first], said[first:second], said[second:]]
+            assert joined([event for piece in pieces for event in taken(codec, piece)]) == events
+
+
+@pytest.mark.parametrize("size", [1, COPIED_SIZE, COPIED_SIZE + 1, MAX_DATA_SIZE])
+def test_one_whole_data_frame_is_taken_the_quick_way(size: int) -> None:
+    codec, body = opened(ACCEPTOR), bytes(size)
+    assert codec.only_data(data(body)) == body
+    assert codec.receive(frame(0x06, ID)) == [EndReceived()]
+
+
+@pytest.mark.parametrize(
+    ("way", "said"),
+    [
+        (opened, data(b"body")[:-1]),
+        (opened, data(b"body") + b"\x05"),
+        (opened, data(b"")),
+        (opened, data(bytes(MAX_DATA_SIZE + 1))),
+        (opened, frame(0x08, b"pingpong")),
+        (opened, b""),
+        (opening, data(b"body")),
+        (ended(OPENER), data(b"body")),
+        (closed, data(b"body")),
+    ],
+)
+def test_the_quick_way_takes_nothing_else_and_leaves_it_as_it_was(way: Way, said: bytes) -> None:
+    codec, other = way(ACCEPTOR), way(ACCEPTOR)
+    assert codec.only_data(said) is None
+    try:
+        events = other.receive(said)
+    except RemoteProtocolError:
+        with pytest.raises(RemoteProtocolError):
+            codec.receive(said)
+    else:
+        assert codec.receive(said) == events
+
+
 def test_a_large_frame_is_passed_on_as_it_comes_and_not_kept() -> None:
     codec = opened(OPENER)
     header, body = data(bytes(MAX_DATA_SIZE))[:4], bytes(MAX_DATA_SIZE)
@@ -271,13 +326,16 @@ def test_a_large_frame_is_passed_on_as_it_comes_and_not_kept() -> None:
 def test_arbitrary_bytes_raise_nothing_else_and_are_not_piled_up(
     state: State, role: Role, pieces: list[bytes]
 ) -> None:
-    codec = WAY_TO[state](role)
+    codec, quick = WAY_TO[state](role), WAY_TO[state](role)
     for piece in pieces:
         try:
             events = codec.receive(piece)
         except RemoteProtocolError:
             assert codec.state is State.CLOSED
+            with pytest.raises(RemoteProtocolError):
+                taken(quick, piece)
         else:
             given_on = sum(len(event.data) for event in events if isinstance(event, DataReceived))
             assert given_on <= len(piece)
+            assert joined(taken(quick, piece)) == joined(events)
         assert len(codec._partial) <= frames.HEADER_SIZE + MAX_CONTROL_SIZE

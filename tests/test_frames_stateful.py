@@ -134,7 +134,8 @@ class Connection(RuleBasedStateMachine):
         piece = bytes(side.wire[:size])
         del side.wire[:size]
         if side.codec.state is not State.CLOSED:
-            for event in side.codec.receive(piece):
+            data = side.codec.only_data(piece)
+            for event in side.codec.receive(piece) if data is None else [DataReceived(data)]:
                 self.happened(side, event)
 
     def happened(self, side: Side, event: Event) -> None:

@@ -119,6 +119,7 @@ class _Counted(RelaySide):
     """A side of the relay that knows how much it has received."""
 
     received = 0
+    looks_on = True
 
     def data_received(self, data: bytes) -> None:
         self.received += len(data)

@@ -30,6 +30,7 @@ LINGER_TIMEOUT = 5.0
 MAX_PONGS_UNSENT = 16
 """Answers that may wait behind a stream's data: who pings on and reads none is no peer."""
 CANCELLED = "the dial was cancelled"
+_CLOSED = State.CLOSED
 
 OnOpen = Callable[["FramedConnection", frames.OpenRequested], asyncio.Task[Any]]
 OnChange = Callable[["FramedConnection"], None]
@@ -69,6 +70,7 @@ class FramedConnection(asyncio.Protocol):
         failure: Failure | None = None,
     ) -> None:
         self._codec = FrameCodec(role, dial_socket=dial_socket)
+        self._give: Callable[[bytes | memoryview], None] = _drop
         self._failure = failure or _open_error
         self._whose = "the broker's" if dial_socket else "the agent's"
         self._on_open = on_open
@@ -105,7 +107,7 @@ class FramedConnection(asyncio.Protocol):
     @property
     def _is_broken(self) -> bool:
         """Whether nothing may be sent: a RESET was read, if not yet dealt with, or written."""
-        return self._codec.state is State.CLOSED
+        return self._codec.state is _CLOSED
 
     @property
     def transport(self) -> asyncio.Transport:
@@ -211,9 +213,15 @@ class FramedConnection(asyncio.Protocol):
         )
 
     def data_received(self, data: bytes) -> None:
-        if self._linger is not None or self._heartbeat is None:
-            return
-        self._heartbeat.heard()
+        piece = self._codec.only_data(data)
+        if piece is not None:
+            self._give(piece)
+        elif self._linger is None and self._heartbeat is not None:
+            # Not for each piece of a stream: while one is open nobody judges by silence.
+            self._heartbeat.heard()
+            self._receive(data)
+
+    def _receive(self, data: bytes) -> None:
         try:
             events = self._codec.receive(data)
         except RemoteProtocolError as error:
@@ -249,10 +257,7 @@ class FramedConnection(asyncio.Protocol):
     def _handle(self, event: frames.Event) -> None:
         match event:
             case frames.DataReceived(data):
-                if self._drain is not None:
-                    self._drain.discard(len(data))
-                elif self._stream is not None:
-                    self._stream.data_arrived(data)
+                self._give(data)
             case frames.EndReceived():
                 self._peer_ended = True
                 if self._stream is not None:
@@ -285,13 +290,21 @@ class FramedConnection(asyncio.Protocol):
     def _start_stream(self) -> Stream:
         self._we_ended = self._peer_ended = False
         # Not paused: it holds back, and pauses, what comes before it has a protocol.
-        self._stream = Stream(self, self._codec.dial_id.hex(), self._extra, self._on_finished)
-        return self._stream
+        stream = Stream(self, self._codec.dial_id.hex(), self._extra, self._on_finished)
+        self._stream, self._give = stream, stream.data_arrived
+        return stream
+
+    def _take_stream(self) -> Stream | None:
+        """The stream, which from here on is not ours any more."""
+        stream, self._stream, self._give = self._stream, None, _drop
+        return stream
 
     def _finish_if_ended(self) -> None:
-        if self._stream is None or not (self._we_ended and self._peer_ended):
+        if not (self._we_ended and self._peer_ended):
             return
-        stream, self._stream = self._stream, None
+        stream = self._take_stream()
+        if stream is None:
+            return
         self._end_drain()
         if self._has_limits:
             self._has_limits = False
@@ -358,7 +371,7 @@ class FramedConnection(asyncio.Protocol):
         if self._answering is not None:
             self._answering.cancel()
         self._fail_opening(AgentGone(f"{self._whose} connection was lost: {error}"))
-        stream, self._stream = self._stream, None
+        stream = self._take_stream()
         if stream is not None:
             lacks_bytes = may_lack_bytes or self.transport.get_write_buffer_size()
             stream.finished(cause, None if stream.is_closing() and not lacks_bytes else error)
@@ -387,7 +400,7 @@ class FramedConnection(asyncio.Protocol):
             return
         size = len(data)
         if size <= JOIN_SIZE:
-            self.transport.write(b"".join((self._codec.data_header(size), data)))
+            self.transport.write(self._codec.data_header(size) + data)
             return
         view = memoryview(data)
         self._inside_frame = True
@@ -409,12 +422,13 @@ class FramedConnection(asyncio.Protocol):
 
     def close_stream(self, stream: Stream) -> None:
         if stream is self._stream and not (self._we_ended and self._peer_ended):
-            self._drain = BoundedDrain(self.transport, stream.stop_waiting, at_once=True)
+            drain = BoundedDrain(self.transport, stream.stop_waiting, at_once=True)
+            self._drain, self._give = drain, lambda data: drain.discard(len(data))
             self._resume()
 
     def reset_stream(self, stream: Stream, why: str) -> None:
         if stream is self._stream:
-            self._stream = None
+            self._take_stream()
             self._send_reset(why)
 
     def pause_reading(self, stream: Stream) -> None:
@@ -434,6 +448,10 @@ class FramedConnection(asyncio.Protocol):
     def set_write_buffer_limits(self, high: int | None, low: int | None) -> None:
         self._has_limits = True
         self.transport.set_write_buffer_limits(high, low)
+
+
+def _drop(data: bytes | memoryview) -> None:
+    """What still comes of a stream that is over here."""
 
 
 def _open_error(code: int, why: str) -> DialError:

@@ -41,6 +41,8 @@ MAX_ASK_SIZE = 128 * 1024
 """Octets of OPEN and OPENED on a dial socket: all headers of any request that a proxy takes."""
 MAX_REASON_SIZE = 1024
 """Octets of the text in FAILED and RESET; longer texts are cut."""
+COPIED_SIZE = 16 * 1024
+"""Octets of a body up to which a copy costs less than a view into what it came in."""
 DIAL_ID_SIZE = 16
 """Octets of a dial's id: 128 random bits, so that no peer can guess another's."""
 PING_SIZE = 8
@@ -89,6 +91,7 @@ class FailureCode(IntEnum):
 
 _OPENER, _ACCEPTOR = Role.OPENER, Role.ACCEPTOR
 _DATA = int(FrameType.DATA)
+_EMPTY_DATA_HEADER = _DATA << 24
 _FRAME_TYPES = {int(frame_type): frame_type for frame_type in FrameType}
 
 TRANSITIONS: dict[State, dict[tuple[Role, FrameType], State]] = {
@@ -196,7 +199,7 @@ Event = (
 class FrameCodec:
     """One side of a reverse connection, or of one to a dial socket.
 
-    `state` is its view of the table above.
+    `state`, to read only, is its view of the table above.
     """
 
     def __init__(self, role: Role, *, dial_socket: bool = False) -> None:
@@ -211,14 +214,10 @@ class FrameCodec:
         self._pings: list[bytes] = []
 
     def __repr__(self) -> str:
-        return f"<FrameCodec {self.role.value} {self._state.words} dial={self.dial_id.hex()}>"
-
-    @property
-    def state(self) -> State:
-        return self._state
+        return f"<FrameCodec {self.role.value} {self.state.words} dial={self.dial_id.hex()}>"
 
     def _enter(self, state: State) -> None:
-        self._state = state
+        self.state = state
         self._may_send = self._sender_table[state]
         self._may_receive = self._receiver_table[state]
 
@@ -254,7 +253,7 @@ class FrameCodec:
             raise LocalProtocolError(f"DATA of {size} bytes (1 to {MAX_DATA_SIZE})")
         if _DATA not in self._may_send:
             self._send(FrameType.DATA)
-        return (_DATA << 24 | size).to_bytes(HEADER_SIZE, "big")
+        return (_EMPTY_DATA_HEADER | size).to_bytes(HEADER_SIZE, "big")
 
     def end(self) -> bytes:
         self._send(FrameType.END)
@@ -280,12 +279,34 @@ class FrameCodec:
         if after is None:
             raise LocalProtocolError(
                 f"{frame_type.name} cannot be sent by the {self.role.value} "
-                f"of a connection that is {self._state.words}"
+                f"of a connection that is {self.state.words}"
             )
-        if after is not self._state:
+        if after is not self.state:
             self._enter(after)
 
     # Receiving
+
+    def only_data(self, data: bytes) -> bytes | memoryview | None:
+        """The stream's bytes, if `data` is one whole DATA frame or lies inside of one.
+
+        None if it is anything else, or not allowed: `receive` must be given it then. This
+        is what nearly every read brings, and there is no quicker way to take it.
+        """
+        left, size = self._data_left, len(data)
+        if left:
+            if size > left:
+                return None
+            self._data_left = left - size
+            return data
+        size -= HEADER_SIZE
+        if (
+            not 0 < size <= MAX_DATA_SIZE
+            or not data.startswith((_EMPTY_DATA_HEADER | size).to_bytes(HEADER_SIZE, "big"))
+            or _DATA not in self._may_receive
+            or self._partial
+        ):
+            return None
+        return data[HEADER_SIZE:] if size <= COPIED_SIZE else memoryview(data)[HEADER_SIZE:]
 
     def receive(self, data: bytes) -> list[Event]:
         """The events that `data` completes, in order.
@@ -311,7 +332,7 @@ class FrameCodec:
                     and not self._partial
                     and size - position >= HEADER_SIZE
                 ):
-                    # What most frames are, without the detours of the others.
+                    # Its body goes on as it comes, whether all of it is here or not.
                     length = int.from_bytes(data[position + 1 : position + HEADER_SIZE], "big")
                     self._data_left = _checked_size(length)
                     position += HEADER_SIZE
@@ -377,7 +398,7 @@ class FrameCodec:
     def _event(self, frame_type: FrameType, body: bytes) -> Event:
         event = self._parse(frame_type, body)
         after = self._may_receive[frame_type]
-        if after is not self._state:
+        if after is not self.state:
             self._enter(after)
         return event
 
@@ -385,7 +406,7 @@ class FrameCodec:
         if number not in _FRAME_TYPES:
             raise RemoteProtocolError(f"unknown frame type {number:#04x}")
         raise RemoteProtocolError(
-            f"the peer sent {FrameType(number).name} on a connection that is {self._state.words}"
+            f"the peer sent {FrameType(number).name} on a connection that is {self.state.words}"
         )
 
     def _parse(self, frame_type: FrameType, body: bytes) -> Event:

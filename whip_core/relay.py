@@ -28,6 +28,8 @@ class RelaySide(asyncio.Protocol):
     """
 
     takes_views = True
+    looks_on = False
+    """Whether `data_received` must see what passes once the pair is joined."""
 
     def __init__(self, on_made: Callable[[RelaySide], None] | None = None) -> None:
         self.transport: asyncio.Transport | None = None
@@ -126,6 +128,11 @@ class RelaySide(asyncio.Protocol):
             self.connection_lost(ConnectionResetError("lost before the relay began"))
         elif self._ended:
             self._pass_end_on()
+        elif self.peer.transport is not None and not self.looks_on:
+            # We need not be called for what passes. Set again, because transports look a
+            # protocol's methods up once.
+            self.data_received = self.peer.transport.write  # type: ignore[method-assign]
+            self.transport.set_protocol(self)
 
     def _close(self) -> None:
         """Nothing is left to send to this side."""

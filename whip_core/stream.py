@@ -44,7 +44,8 @@ class Stream(asyncio.Transport):
     """One stream. Until `attach` gives it a protocol it holds back what arrives.
 
     A protocol with a true attribute `takes_views` is given memoryviews where that saves a
-    copy; any other is given bytes.
+    copy; any other is given bytes. A protocol is asked for its `data_received` once, when
+    it is set.
     """
 
     def __init__(
@@ -62,7 +63,9 @@ class Stream(asyncio.Transport):
         self.cause: Cause | None = None
         self._carrier = carrier
         self._protocol: asyncio.BaseProtocol | None = None
-        self._takes_views = False
+        self._deliver: Callable[[Any], None] | None = None
+        # `_deliver` while nothing stands in the way of what arrives, else None: see `_route`.
+        self._straight: Callable[[Any], None] | None = None
         self._on_finished = on_finished
         # What waits for a protocol, or for reading to be resumed. At most what one read of
         # the socket brought. None stands for the end of the peer's direction.
@@ -99,7 +102,12 @@ class Stream(asyncio.Transport):
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._protocol = protocol
-        self._takes_views = getattr(protocol, "takes_views", False)
+        data_received = cast(asyncio.Protocol, protocol).data_received
+        if getattr(protocol, "takes_views", False):
+            self._deliver = data_received
+        else:
+            self._deliver = lambda data: data_received(bytes(data))
+        self._route()
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         assert self._protocol is not None
@@ -110,11 +118,12 @@ class Stream(asyncio.Transport):
             raise RuntimeError("write() after write_eof()")
         if self._closing or self.cause is not None or not data:
             return
-        piece = bytes(data) if isinstance(data, bytearray) else data
-        if isinstance(piece, memoryview) and piece.itemsize != 1:
-            piece = piece.cast("B")  # its length is in items, and counts on the wire
-        self.bytes_sent += len(piece)
-        self._carrier.send_data(self, piece)
+        if isinstance(data, bytearray):
+            data = bytes(data)
+        elif isinstance(data, memoryview) and data.itemsize != 1:
+            data = data.cast("B")  # its length is in items, and counts on the wire
+        self.bytes_sent += len(data)
+        self._carrier.send_data(self, data)
 
     def writelines(self, list_of_data: Any) -> None:
         self.write(b"".join(list_of_data))
@@ -139,6 +148,7 @@ class Stream(asyncio.Transport):
             return
         self._closing = True
         self._held_back.clear()
+        self._route()
         if self.cause is not None:
             self._deliver_lost()
             return
@@ -158,6 +168,7 @@ class Stream(asyncio.Transport):
             return
         self._closing = True
         self._held_back.clear()
+        self._route()
         if self.cause is not None:
             self._deliver_lost()
             return
@@ -167,6 +178,7 @@ class Stream(asyncio.Transport):
     def pause_reading(self) -> None:
         if not (self._paused or self.is_closing()):
             self._paused = True
+            self._route()
             self._carrier.pause_reading(self)
 
     def resume_reading(self) -> None:
@@ -175,7 +187,8 @@ class Stream(asyncio.Transport):
             self._go_on_reading()
 
     def _go_on_reading(self) -> None:
-        if self._holds_back():
+        self._route()
+        if self._paused or not self._attached:
             return
         if self._held_back or self.cause is not None:
             # As in asyncio, never from inside the call that resumes: a StreamReader that is
@@ -184,8 +197,13 @@ class Stream(asyncio.Transport):
         else:
             self._carrier.resume_reading(self)
 
-    def _holds_back(self) -> bool:
-        return self._paused or not self._attached
+    def _route(self) -> None:
+        """After each change: whether what arrives goes straight on, or has to wait.
+
+        Decided here and not for each piece, of which there are many between two changes.
+        """
+        waits = self._paused or self._held_back or self._closing or not self._attached
+        self._straight = None if waits else self._deliver
 
     def is_reading(self) -> bool:
         return not self._paused and not self.is_closing()
@@ -204,23 +222,19 @@ class Stream(asyncio.Transport):
 
     def data_arrived(self, data: bytes | memoryview) -> None:
         self.bytes_received += len(data)
-        if self._closing:
-            return
-        if self._holds_back() or self._held_back:
+        if self._straight is not None:
+            self._straight(data)
+        elif not self._closing:
             self._held_back.append(data)
             # Again, because uvloop has not heard a pause from within `connection_made`.
             self._carrier.pause_reading(self)
-        else:
-            self._deliver_data(data)
 
     def end_arrived(self) -> None:
         """The peer's direction has ended, truly."""
-        if self._closing:
-            return
-        if self._holds_back() or self._held_back:
-            self._held_back.append(None)
-        else:
+        if self._straight is not None:
             self._deliver_end()
+        elif not self._closing:
+            self._held_back.append(None)
 
     def finished(self, cause: Cause, error: Exception | None) -> None:
         """The carrier is done with this stream; `connection_lost` follows what is held back."""
@@ -257,19 +271,14 @@ class Stream(asyncio.Transport):
             if event is None:
                 self._deliver_end()
             else:
-                self._deliver_data(event)
+                cast(Callable[[Any], None], self._deliver)(event)
+        self._route()
         if self._held_back:
             return
         if self.cause is not None:
             self._deliver_lost()
         elif self.is_reading():
             self._carrier.resume_reading(self)
-
-    def _deliver_data(self, data: bytes | memoryview) -> None:
-        protocol = cast(asyncio.Protocol, self._protocol)
-        if not self._takes_views and isinstance(data, memoryview):
-            data = bytes(data)
-        protocol.data_received(data)  # type: ignore[arg-type]  # see `takes_views`
 
     def _deliver_end(self) -> None:
         keep_open = cast(asyncio.Protocol, self._protocol).eof_received()
