@@ -140,6 +140,20 @@ def test_a_reset_is_passed_on_as_a_reset() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("mode", ["socks5", "reverse"])
+def test_a_client_whose_connection_is_refused_at_once_is_hung_up_on(mode: str) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(20), proxy(FakeBroker(), mode=[MODES[mode]]) as p:
+            reader, writer = await asyncio.open_connection("127.0.0.1", p.port)
+            if mode == "socks5":
+                writer.write(b"\5\1\0\5\1\0\1" + socket.inet_aton("10.1.2.3") + b"\x15\x38")
+            # Nothing more than the answers of SOCKS, if anything.
+            assert NAME.encode() not in await reader.read()
+            writer.close()
+
+    asyncio.run(main())
+
+
 def test_a_dial_that_fails_is_answered_as_without_passthrough() -> None:
     async def main() -> None:
         async with proxy(FakeBroker(), whip_passthrough=["*"]) as p:

@@ -94,8 +94,10 @@ class Dialer:
         try:
             return await self._open(host, port, local_addr)
         except OSError:
+            await _let_mitmproxy_begin()
             raise
         except Exception as error:
+            await _let_mitmproxy_begin()
             # mitmproxy takes nothing but an OSError here: its client would wait for ever.
             logger.exception("dial of %s:%d failed unexpectedly", host, port)
             raise DialFailed(Answer.to(DialError(f"cannot dial {host}:{port}: {error}"))) from error
@@ -161,6 +163,15 @@ class Dialer:
         _, server = self._callers.connecting()
         if server is not None:
             self._dialled[server] = writer
+
+
+async def _let_mitmproxy_begin() -> None:
+    """Before an error that may have taken no time at all, as none of asyncio's own does.
+
+    mitmproxy answers it by cancelling the task that handles its client. One that has not had
+    its first step yet would never run: nobody closed the client's connection then.
+    """
+    await asyncio.sleep(0)
 
 
 def _facts(dial: object, broker_id: str) -> Facts | None:
