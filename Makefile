@@ -71,7 +71,7 @@ fuzz: .venv-fuzz/.fuzz ## atheris on preamble, frames and control messages: SECO
 	  ../.venv-fuzz/bin/python -m fuzz $$name -max_total_time=$(SECONDS) -max_len=4096 || exit 1; \
 	done
 
-screenshots: .venv/.dev ## docs/images: the status page and whip top, by Chromium (Debian: chromium)
+screenshots: .venv/.dev ## docs/images: status page, whip top, mitmproxy's screens, by Chromium (Debian: chromium)
 	@cd tests && ../.venv/bin/python -m screenshots ../docs/images
 
 clean: ## remove everything that make made

@@ -229,7 +229,7 @@ def test_a_line_tells_of_the_faults_that_are_on_and_is_no_longer_for_many() -> N
         assert faults.summary() == ""
         for number in range(5):
             faults.put(f"i{number}.testdom", Fault.parse("reset"), 1000)
-        first = "; ".join(f"i{number}.testdom: reset, 1000 s" for number in range(3))
+        first = "; ".join(f"i{number}.testdom: reset, 1000 s more" for number in range(3))
         assert faults.summary() == f"FAULT {first}; and 2 more"
         faults.lift_all()
         assert faults.summary() == ""

@@ -198,6 +198,9 @@ def test_what_stands_after_the_dashes_is_mitmproxys_and_wins(calls: list[Called]
 def test_a_screen_of_mitmproxys_can_be_had(ui: str, tool: str, calls: list[Called]) -> None:
     assert whip("proxy", *PLAIN, f"--ui={ui}").exit_code == 0
     assert calls[0].tool == tool
+    # mitmweb shows what it takes for a number.
+    streamed = calls[0].options()["stream_large_bodies"]
+    assert streamed == ("1048576" if tool == "mitmweb" else "1m")
 
 
 @pytest.mark.parametrize(

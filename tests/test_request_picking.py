@@ -115,6 +115,36 @@ def test_where_picking_does_not_go_by_the_caller_connections_are_kept_as_ever() 
     run(main())
 
 
+@pytest.mark.parametrize("picker", ["random", "sticky"])
+def test_a_name_given_to_another_instance_goes_there_also_where_a_connection_is_open(
+    picker: str,
+) -> None:
+    async def main() -> None:
+        async with tunnel("a", "b", whip_picker=picker) as t:
+            reader, writer = await asyncio.open_connection("127.0.0.1", t.proxy.port)
+
+            async def get() -> str:
+                writer.write(b"GET http://testdom/ HTTP/1.1\r\nHost: testdom\r\n\r\n")
+                await read_head(reader)
+                return (await reader.readline()).decode().strip()
+
+            def pick(*instance: str) -> None:
+                t.proxy.master.commands.call_strings("whip.pick", ["testdom", *instance])
+
+            usual = await get()
+            other = "b" if usual == "a" else "a"
+            pick(f"{other}.testdom")
+            assert [await get(), await get()] == [other, other]
+            pick(f"{usual}.testdom")
+            assert [await get(), await get()] == [usual, usual]
+            pick()
+            assert await get() == usual, "the connection of the beginning"
+            assert t.dialled == [usual, other, usual], "connections are used again where they fit"
+            writer.close()
+
+    run(main())
+
+
 def test_more_instances_than_mitmproxy_connects_to_at_once_are_no_dead_end() -> None:
     """It has five connections to an address, and waits: the idle ones make room."""
     names = [f"a{number}" for number in range(MANY)]

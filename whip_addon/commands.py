@@ -25,6 +25,8 @@ TOOLS = {"console": "mitmproxy", "web": "mitmweb", None: "mitmdump"}
 VERBOSITY = {"debug": "debug", "info": "info", "warning": "warn", "error": "error"}
 STREAMED_FROM = "1m"
 """Bodies over this go through as they come: enough to look into any page or API answer."""
+STREAMED_FROM_IN_WEB = str(1 << 20)
+"""The same; mitmweb reckons with it, and shows "NaN" for a number with a unit."""
 FOR_MITMPROXY = "whip_addon.commands.arguments"
 
 
@@ -98,7 +100,7 @@ def proxy(ctx: click.Context, /, **values: Any) -> None:
     arguments = ["-s", str(ADDON), "--listen-host", host, "--listen-port", str(port)]
     defaults = {
         "termlog_verbosity": VERBOSITY[values["log_level"]],
-        "stream_large_bodies": STREAMED_FROM,
+        "stream_large_bodies": STREAMED_FROM_IN_WEB if values["ui"] == "web" else STREAMED_FROM,
     }
     if values["target"]:
         arguments += ["--mode", _reverse_mode(values["target"])]

@@ -1,7 +1,7 @@
 """How the answers of several instances to one request differ. Pure: replies in, text out.
 
-What most instances answer is the reference (of two equally frequent answers the one of the
-first instance by name); every other answer is told as its differences from that. JSON is
+What most instances answer is the reference (of equally frequent answers the first instance's by
+name, but any answer before none); every other answer is told as its differences from that. JSON is
 compared as JSON, and headers that differ between any two answers are left out.
 """
 
@@ -84,7 +84,8 @@ def compare(replies: Collection[Reply], ignored: Collection[str] = ()) -> Compar
     seen = {reply.instance: _essence(reply, left_out) for reply in ordered}
     if not ordered:
         return Comparison((), {})
-    [(usual, _)] = Counter(seen.values()).most_common(1)
+    answers_first = sorted(ordered, key=lambda reply: reply.error is not None)
+    [(usual, _)] = Counter(seen[reply.instance] for reply in answers_first).most_common(1)
     reference = next(reply for reply in ordered if seen[reply.instance] == usual)
     return Comparison(
         ordered,

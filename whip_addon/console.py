@@ -1,7 +1,7 @@
 """What whip shows in mitmproxy's console, where that is the screen that runs.
 
 The two lines at the bottom are for messages that pass: the next message, a key or a flow takes
-their place. So what is on for a while stands in the line above them, the status bar.
+their place. So what is on for a while stands in a line of its own, with the status bar.
 """
 
 # mypy: allow-untyped-calls
@@ -16,11 +16,11 @@ from typing import Any
 from mitmproxy import ctx
 
 ATTRIBUTE = "error"
-"""How the palette shows a note: red, beside the bar's own colours."""
+"""How the palette shows a note: red."""
 
 
 class StatusNote:
-    """`note` gives what the status bar says first, whenever it is drawn; "" is nothing."""
+    """`note` gives a line below the status bar, whenever that is drawn; "" is none."""
 
     def __init__(self, note: Callable[[], str]) -> None:
         self._note = note
@@ -33,19 +33,22 @@ class StatusNote:
         bar = getattr(window, "statusbar", None)
         if bar is None or self._bar is not None:
             return
+        urwid: Any = sys.modules["urwid"]  # what the window is made of
+        redraw = bar.redraw
+
+        def redraw_with_note() -> None:
+            redraw()
+            if note := self._note():
+                line = urwid.AttrMap(urwid.Text(note), ATTRIBUTE)
+                bar.ib._w = urwid.Pile([bar.ib._w, line])
+
         self._bar = bar
-        get_status = bar.get_status
-
-        def status_with_note() -> list[Any]:
-            note = self._note()
-            return [*([(ATTRIBUTE, f"[{note}]")] if note else []), *get_status()]
-
-        bar.get_status = self._installed = status_with_note
+        bar.redraw = self._installed = redraw_with_note
 
     def uninstall(self) -> None:
         # A script that is loaded anew may have come before the old one has gone.
-        if self._bar is not None and self._bar.get_status is self._installed:
-            del self._bar.get_status  # the class's own is seen again
+        if self._bar is not None and self._bar.redraw is self._installed:
+            del self._bar.redraw  # the class's own is seen again
 
 
 def show_lines(lines: Sequence[str]) -> None:

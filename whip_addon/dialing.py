@@ -138,10 +138,8 @@ class Dialer:
                 self._mark(None)
                 return opened
             hint = ALLOW_HINT if way is Route.ASK else ""
-            caller = self._callers.current()
-            opened = await broker.open_connection(
-                self._pins.dialled_as(host), port, caller=caller, wait=rules.wait
-            )
+            caller, asked = self._callers.current(), self._pins.dialled_as(host)
+            opened = await broker.open_connection(asked, port, caller=caller, wait=rules.wait)
         except UnknownName as error:
             raise DialFailed(Answer.to(error, hint, _facts(error.dial, broker_id))) from error
         except DialError as error:
@@ -150,7 +148,7 @@ class Dialer:
         client, server = self._callers.connecting()
         dialled = opened[1].get_extra_info(DIAL)
         if client is not None and server is not None and dialled is not None:
-            self._reuse.opened(client, server, dialled, caller)
+            self._reuse.opened(client, server, dialled, asked, caller)
         facts = _facts(dialled, broker_id)
         if facts is not None:
             if server is not None:

@@ -93,7 +93,7 @@ class Faults:
         """Which are on, and for how long yet; for a line of a screen. "" if none is."""
         now = asyncio.get_running_loop().time()
         told = [
-            f"{instance}: {fault}, {max(0.0, self._timers[instance].when() - now):.0f} s"
+            f"{instance}: {fault}, {max(0.0, self._timers[instance].when() - now):.0f} s more"
             for instance, fault in list(self._active.items())[:MAX_TOLD]
         ]
         if not told:

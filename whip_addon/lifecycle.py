@@ -129,8 +129,8 @@ class WhipAddon:
         self._trailers = Trailers()
         callers = Callers(self._request_id_header)
         self._broken = BrokenStreams()
-        self._reuse = Reuse(lambda: self._broker, callers)
         labels, pins = Labels(), Pins()
+        self._reuse = Reuse(lambda: self._broker, callers, pins)
         prompt = Prompt(lambda: self._broker, pins)
         self._dialer = Dialer(
             *(self._ready, self._rules, callers, self._broken, self._reuse),

@@ -128,7 +128,7 @@ class Prompt:
 
     @command.command("whip.pick")
     def pick(self, name: Name, instance: Name = Name("")) -> None:  # noqa: B008
-        """Let new connections for a name go to one instance; without one, to whom is picked."""
+        """Let requests for a name go to one instance; without one, to whom is picked again."""
         if instance:
             found = self._instance(instance)
             members = self._members(name)

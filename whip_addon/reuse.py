@@ -4,7 +4,8 @@ mitmproxy keeps its connections to services, and gives a client's next request t
 that is open to the same address. For `testdom` that is whichever instance the first
 request was brought to. So here each connection knows where it leads, and a request that
 has to be brought elsewhere does not see it: it gets another one, or a new dial. Neither
-does a request of another user of the proxy, whom nobody has authorized yet.
+does a request of another user of the proxy, whom nobody has authorized yet, nor one for a name
+that a person has given to another instance since (`whip.pick`), or has given back.
 
 `GetHttpConnection.connection_spec_matches` is what mitmproxy asks of every connection that
 is there; it is wrapped as long as an addon is loaded. mitmproxy has at most 5 connections
@@ -31,6 +32,7 @@ from mitmproxy.proxy.layers.http import GetHttpConnection
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from whip_addon.callers import Callers
+from whip_addon.pins import Pins
 from whip_core.agents import AgentView, Destination
 from whip_core.caller import Caller
 from whip_core.errors import DialError
@@ -60,9 +62,13 @@ class Directs(Protocol):
 
 @dataclass(eq=False)
 class _Opened:
-    """A connection through whip, and the requests that it has served."""
+    """A connection through whip, and the requests that it has served.
+
+    `asked` is what was dialled for the address: its host, or the instance that had it then.
+    """
 
     dialled: Dialled
+    asked: str
     proxy_user: str | None
     flows: weakref.WeakSet[HTTPFlow] = field(default_factory=weakref.WeakSet)
     given_up: bool = False
@@ -77,14 +83,15 @@ class Reuse:
 
     name = "whip.reuse"
 
-    def __init__(self, broker: Callable[[], Directs | None], callers: Callers) -> None:
+    def __init__(self, broker: Callable[[], Directs | None], callers: Callers, pins: Pins) -> None:
         self._broker = broker
         self._callers = callers
+        self._pins = pins
         self._opened: weakref.WeakKeyDictionary[Server, _Opened] = weakref.WeakKeyDictionary()
         self._servers: weakref.WeakKeyDictionary[Client, weakref.WeakSet[Server]] = (
             weakref.WeakKeyDictionary()
         )
-        self._waiting: weakref.WeakSet[Server] = weakref.WeakSet()
+        self._waiting: weakref.WeakKeyDictionary[Server, str] = weakref.WeakKeyDictionary()
 
     def install(self) -> None:
         _matching.add(self)
@@ -92,9 +99,11 @@ class Reuse:
     def uninstall(self) -> None:
         _matching.discard(self)
 
-    def opened(self, client: Client, server: Server, dialled: Dialled, caller: Caller) -> None:
-        """The connection to `server` was dialled for `caller`."""
-        opened = self._opened[server] = _Opened(dialled, caller.proxy_user)
+    def opened(
+        self, client: Client, server: Server, dialled: Dialled, asked: str, caller: Caller
+    ) -> None:
+        """The connection to `server` was dialled for `caller`, who was brought to `asked`."""
+        opened = self._opened[server] = _Opened(dialled, asked, caller.proxy_user)
         self._servers.setdefault(client, weakref.WeakSet()).add(server)
         if (flow := self._callers.flow()) is not None and flow.request.method != "CONNECT":
             opened.flows.add(flow)
@@ -112,8 +121,11 @@ class Reuse:
             return True
         if opened is None:
             # Still being dialled, for another request: nobody knows where it will lead.
-            return not (server in self._waiting and self._has_say(server))
+            asked = self._waiting.get(server)
+            return asked is None or (asked == self._asked(server) and not self._has_say(server))
         if opened.given_up or self._callers.proxy_user() != opened.proxy_user:
+            return False
+        if opened.asked != self._asked(server):
             return False
         wanted = self._wanted(server)
         if wanted is not None and not wanted.admits(opened.dialled.destination):
@@ -131,21 +143,25 @@ class Reuse:
         broker = self._broker()
         if broker is None or not broker.goes_by_caller or server.address is None:
             return None
-        host, port, *_ = server.address
-        return broker.destination(host, port, self._callers.current())
+        port = server.address[1]
+        return broker.destination(self._asked(server), port, self._callers.current())
+
+    def _asked(self, server: Server) -> str:
+        """What a dial would ask for now."""
+        return self._pins.dialled_as(server.address[0]) if server.address is not None else ""
 
     # Making room
 
     def server_connect(self, data: ServerConnectionHookData) -> None:
-        self._waiting.add(data.server)
+        self._waiting[data.server] = self._asked(data.server)
         self._servers.setdefault(data.client, weakref.WeakSet()).add(data.server)
         self._make_room(data.client, data.server)
 
     def server_connected(self, data: ServerConnectionHookData) -> None:
-        self._waiting.discard(data.server)
+        self._waiting.pop(data.server, None)
 
     def server_connect_error(self, data: ServerConnectionHookData) -> None:
-        self._waiting.discard(data.server)
+        self._waiting.pop(data.server, None)
 
     def response(self, flow: HTTPFlow) -> None:
         self._finished(flow)
