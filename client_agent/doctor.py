@@ -31,7 +31,7 @@ from whip_core import control, tls
 from whip_core.certificates import certificate_names_pem
 from whip_core.checkup import Checkup, Streams, check_certificates, check_machine, check_port
 from whip_core.errors import RemoteProtocolError, SettingsError
-from whip_core.host_patterns import covers
+from whip_core.host_patterns import covers_agent
 from whip_core.options import json_option
 from whip_core.settings import Role, TLSFiles
 
@@ -107,15 +107,15 @@ class _Doctor:
                     await self._check_registration(endpoint, address)
 
     def _check_name(self, files: TLSFiles) -> None:
-        name = self._settings.name.full
+        name = self._settings.name
         if not self._named:
             return
-        if covers(certificate_names_pem(files.cert.read_bytes()), name):
+        if covers_agent(certificate_names_pem(files.cert.read_bytes()), name):
             self._checkup.ok("certificate's name", f"{files.cert} is good for {name}")
         else:
             self._checkup.problem(
                 "certificate's name",
-                f"{files.cert} is not for {name}, so no broker lets it register so",
+                f"{files.cert} is not for {name}, so no broker lets it register in {name.domain}",
                 "give the --hostname and --domain it is for, or issue another",
             )
 

@@ -46,7 +46,10 @@ CAUSES = {
     "WRONG_VERSION_NUMBER": "it does not speak TLS; was it started with --tls=false?",
     "HTTP/2": "what listens there does not speak gRPC",
 }
-"""What parts of gRPC's texts (1.67 to 1.85) mean to whoever has to do something about it."""
+UNANSWERED = "it has left a ping unanswered: it, or the way to it, is dead"
+LOSSES = {"ping timeout": UNANSWERED, "keepalive watchdog timeout": UNANSWERED}
+"""What parts of gRPC's texts (1.67 to 1.85) mean to whoever has to do something about it: of
+connections that did not come about, and of such as were lost."""
 
 
 class Brokers(Protocol):
@@ -302,7 +305,8 @@ class Worker:
             return f"the broker at {self.address} closed the control stream"
         _, failed_to_connect, details = str(closed).rpartition("last error: ")
         if not failed_to_connect:
-            return f"lost the broker at {self.address} (trying on): {details}"
+            cause = next((LOSSES[part] for part in LOSSES if part in details), details)
+            return f"lost the broker at {self.address} (trying on): {cause}"
         return f"no broker at {self.address} (trying on): {self._cause(details)}"
 
     def _cause(self, details: str) -> str:

@@ -98,7 +98,7 @@ async def web_server(folder: Path, where: str) -> AsyncIterator[str | Path]:
         return
     path = folder / "control.sock"
     async with web.WebServer(routes) as server:
-        await server.listen(control_socket.bind(path, in_default_folder=False))
+        server.listen(control_socket.bind(path, in_default_folder=False))
         yield path
 
 

@@ -12,6 +12,7 @@ import pytest
 from bad_link import BadLink
 from client_agent import control_client
 from client_agent.backoff import MAX_BOUND, RETURN_BOUND, Backoff
+from client_agent.worker import UNANSWERED
 from tunnel import (
     Log,
     Watch,
@@ -19,12 +20,14 @@ from tunnel import (
     broker_settings,
     client_files,
     exchange,
+    registration,
     run,
     running,
     saying,
     service,
 )
-from whip_core import Broker, channel, heartbeat, settings
+from whip_core import Broker, channel, control, heartbeat, settings
+from whip_core.testing.agent import ScriptedAgent
 
 NOTICED_WITHIN = 45.0
 """Seconds, by both ends (docs/faults.md)."""
@@ -116,13 +119,48 @@ def test_a_path_that_goes_silent_is_noticed_by_both_ends_and_the_agent_comes_bac
 
             await there.watch.until(lambda: bool(there.watch.left))
             assert "has not answered" in there.watch.left[0][1]
-            await there.log.until("lost the broker at")
+            assert UNANSWERED in await there.log.until("lost the broker at")
             await there.reverse.until_ends(0)
 
             for link in (there.control, there.reverse):
                 link.heal()
             await there.answers()
             assert len(there.watch.joined) == 2
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("way", "reason"),
+    [
+        ("leaves", "it closed its control stream"),
+        ("drains and leaves", "it closed its control stream"),
+        ("breaks off", "its control stream was lost"),
+        ("is reset", "its control stream was lost"),
+    ],
+)
+def test_the_broker_tells_a_lost_control_stream_from_one_that_was_closed(
+    way: str, reason: str
+) -> None:
+    watch = Watch()
+
+    async def main() -> None:
+        async with (
+            Broker(broker_settings(), plugins=[watch]) as broker,
+            BadLink(broker.control_port) as link,
+            ScriptedAgent(("127.0.0.1", link.port), registration()) as agent,
+        ):
+            await agent.expect(control.Registered)
+            if way == "is reset":
+                link.reset()
+            elif way == "breaks off":
+                await agent.vanish()
+            else:
+                if way.startswith("drains"):
+                    await agent.send(control.Draining("it stops"))
+                await agent.leave()
+            await watch.until(lambda: bool(watch.left))
+            assert [why for _, why in watch.left] == [reason]
 
     run(main())
 

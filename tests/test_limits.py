@@ -192,14 +192,24 @@ def test_a_flood_of_half_open_control_connections_ends_and_agents_get_in() -> No
     run(main())
 
 
+WHILE_SHORT = 0.5
+"""Seconds without a descriptor. What spins takes half a core and more, what waits nothing."""
+
 SHORTAGE = """
-import asyncio, contextlib, os, resource, sys
+import asyncio, resource, socket, sys, time
 sys.path.insert(0, {tests!r})
 from tunnel import broker_settings, client_files, scripted
 from whip_core import Broker, control
+from whip_core.monitor import serving
+from whip_core.routes import Response
 
 async def main():
-    async with Broker(broker_settings(tls=True)) as broker:
+    async with (
+        Broker(broker_settings(tls=True)) as broker,
+        broker.forward("instance1.testdom", 80) as (_, forwarded),
+        serving("127.0.0.1:0", lambda _: Response.text("ok"), chosen=True) as monitored,
+    ):
+        ports = (broker.reverse_port, broker.control_port, forwarded, int(monitored.split(":")[1]))
         client_files()
         async def agent_gets_in(name):
             async with scripted(broker, tls=client_files()) as agent:
@@ -210,24 +220,33 @@ async def main():
                 reverse.accept()
                 (await dial)[1].transport.abort()
         await agent_gets_in("before")
-        held = []
-        with contextlib.suppress(OSError):
-            while True:
-                held.append(os.open("/dev/null", os.O_RDONLY))
-        # One descriptor for our end of each connection, none for the broker's.
-        for port in (broker.reverse_port, broker.control_port):
+        waiting = []
+        for port in ports:
             for _ in range(3):
-                os.close(held.pop())
-                await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.sleep(0.1)
-        for each in held:
-            os.close(each)
+                waiting.append((port, socket.socket()))
+                waiting[-1][1].setblocking(False)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        for port, sock in waiting:
+            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+        # It is short for a while, which must not keep a core busy.
+        began = time.process_time()
+        await asyncio.sleep({while_short})
+        used = time.process_time() - began
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         async with asyncio.timeout(30):
             await agent_gets_in("after")
+            streams = await asyncio.open_connection(sock=waiting[-1][1])
+            streams[1].write(b"GET / HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n")
+            assert b" 200 " in await streams[0].readline()
+            reader, _ = await asyncio.open_connection("127.0.0.1", forwarded)
+            try:
+                assert not await reader.read()
+            except ConnectionResetError:  # nobody has the name any more
+                pass
+    assert used < {while_short} / 5, f"{{used:.2f}} s of processor time"
     print("resumed")
 
-soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
 with asyncio.Runner(loop_factory={factory}) as runner:
     runner.run(main())
 """
@@ -237,7 +256,9 @@ with asyncio.Runner(loop_factory={factory}) as runner:
     "factory", ["asyncio.new_event_loop", "__import__('uvloop').new_event_loop"]
 )
 def test_accepting_goes_on_when_a_shortage_of_descriptors_is_over(factory: str) -> None:
-    program = SHORTAGE.format(tests=str(Path(__file__).parent), factory=factory)
+    program = SHORTAGE.format(
+        tests=str(Path(__file__).parent), factory=factory, while_short=WHILE_SHORT
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "resumed", done.stderr
     assert "Traceback" not in done.stderr

@@ -131,6 +131,26 @@ def test_a_certificate_that_does_not_cover_the_name_is_refused_clearly() -> None
     run(main())
 
 
+def test_a_wildcard_certificate_is_for_its_own_domain_and_a_full_name_for_any_split() -> None:
+    async def main() -> None:
+        async with Broker(broker_settings(tls=True)) as broker:
+            team = client_files("*.a.testdom")
+            # `testdom` leads to all of its agents: this one must not be among them.
+            async with scripted(broker, registration("x.a", domain="testdom"), tls=team) as agent:
+                end = await agent.ended()
+                assert end.status == "PERMISSION_DENIED"
+                assert end.details.endswith("does not cover x.a.testdom in the domain testdom")
+            async with scripted(broker, registration("x", domain="a.testdom"), tls=team) as agent:
+                await agent.expect(control.Registered)
+            own = client_files("x.a.testdom")
+            for hostname, domain in (("x.a", "testdom"), ("x", "a.testdom")):
+                hello = registration(hostname, domain=domain, instance_id="one")
+                async with scripted(broker, hello, tls=own) as agent:
+                    await agent.expect(control.Registered)
+
+    run(main())
+
+
 def test_a_wildcard_certificate_covers_one_label_and_no_more() -> None:
     async def main() -> None:
         async with Broker(broker_settings(tls=True)) as broker:

@@ -1,8 +1,9 @@
 """Accepting connections so that a shortage of file descriptors passes.
 
 The event loops' own servers do badly then: asyncio's logs a traceback for each connection
-that waits, uvloop's may close its listening socket for good. This one waits a second and
-tries again; the kernel keeps who comes meanwhile.
+that waits, uvloop's tries again at once and for ever, which takes half a core, and may close
+its listening socket for good. This one waits a second and tries again; the kernel keeps who
+comes meanwhile. gRPC's own listener does the same, and so is left to itself.
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ class Acceptor:
             self._retry.cancel()
         self._loop.remove_reader(self._sock)
         self._sock.close()
+
+    async def wait_closed(self) -> None:
+        """After `close`: those that were accepted and have no protocol yet are dropped."""
+        await self._tasks.cancel_all()
 
     def _listen(self) -> None:
         self._retry = None

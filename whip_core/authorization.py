@@ -13,7 +13,7 @@ from datetime import datetime
 from whip_core.agents import AgentView, Peer, Registration
 from whip_core.caller import Caller
 from whip_core.hookspecs import hookimpl
-from whip_core.host_patterns import covers
+from whip_core.host_patterns import covers, covers_agent
 from whip_core.names import Target
 from whip_core.policy import Decision, Policy
 
@@ -21,17 +21,22 @@ logger = logging.getLogger(__name__)
 
 
 class CertificateCoversName:
-    """Over TLS an agent registers only names its certificate is for; in plaintext, any."""
+    """Over TLS an agent registers only names its certificate is for; in plaintext, any.
+
+    A wildcard is for one domain. A full name may be split into hostname and domain at any dot.
+    """
 
     whip_name = "certificate"
 
     @hookimpl
     def whip_authorize_agent(self, registration: Registration, peer: Peer) -> str | None:
         names = peer.certificate_names
-        if names is None or covers(names, registration.name.full):
+        name = registration.name
+        if names is None or covers_agent(names, name):
             return None
         shown = ", ".join(names) or "no name at all"
-        return f"its certificate is for {shown}, which does not cover {registration.name.full}"
+        domain = f" in the domain {name.domain}" if covers(names, name.full) else ""
+        return f"its certificate is for {shown}, which does not cover {name.full}{domain}"
 
 
 class PolicyRules:

@@ -41,6 +41,9 @@ LEAN = [
     ("grpc.enable_channelz", 0),
 ]
 """What gRPC need not hold for each agent: 9 KB of 88 (`bench.floor`)."""
+CANCELLED_WITHIN = 0.1
+"""Seconds after the last message in which gRPC says if the stream was cancelled, or the
+connection lost: to who reads, both look like an end. Agents of ours say so before they close."""
 STOP_GRACE = 1.0
 """Seconds that ended streams have to tell their agents why, when the server stops."""
 
@@ -219,14 +222,17 @@ class ControlServer:
     async def _read(
         self, stream: ControlStream, context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
-        session, reason = None, "its control stream was lost"
+        session, reason, draining = None, "its control stream was lost", False
         try:
             session = await self._register(stream, context)
             while True:
                 message = await self._next(context)
                 if message is None:
+                    if not draining:
+                        await asyncio.sleep(CANCELLED_WITHIN)  # and is cancelled there
                     reason = "it closed its control stream"
                     break
+                draining = draining or isinstance(message, control.Draining)
                 self._handler.received(session, message)
             stream.end()
         except RegistrationError as error:

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from whip_core.acceptor import Acceptor
 from whip_core.caller import Caller
 from whip_core.errors import DialError, SettingsError
 from whip_core.names import Target
@@ -91,37 +92,37 @@ async def forwarding(
     `SettingsError` if the address cannot be used.
     """
     listener = _Listener(spec.target, dial)
-    loop = asyncio.get_running_loop()
     if spec.path is not None:
-        servers = [await loop.create_unix_server(listener.accept, sock=bind_unix(spec.path))]
+        sockets = [bind_unix(spec.path)]
         address: tuple[str, int] | Path = spec.path
     else:
         if not is_loopback(spec.host):
             logger.warning("%s: whoever reaches this machine reaches the service", spec)
         sockets = bind([spec.host], spec.port, "choose another LISTEN")
-        servers = [await loop.create_server(listener.accept, sock=sock) for sock in sockets]
         host, port = sockets[0].getsockname()[:2]
         address = host, port
         spec = dataclasses.replace(spec, port=port)
+    acceptors = [Acceptor(sock, listener.accept) for sock in sockets]
     logger.info("forwarding %s", spec)
     tasks = TaskSet()
     if stopping is not None:
-        tasks.spawn(_close_when(stopping, servers), f"stop forwarding {spec}")
+        tasks.spawn(_close_when(stopping, acceptors), f"stop forwarding {spec}")
     try:
         yield address
     finally:
         await tasks.cancel_all()
-        for server in servers:
-            server.close()
+        for acceptor in acceptors:
+            acceptor.close()
+            await acceptor.wait_closed()
         await listener.close()
         if spec.path is not None:
             spec.path.unlink(missing_ok=True)
 
 
-async def _close_when(stopping: asyncio.Event, servers: Sequence[asyncio.AbstractServer]) -> None:
+async def _close_when(stopping: asyncio.Event, acceptors: Sequence[Acceptor]) -> None:
     await stopping.wait()
-    for server in servers:
-        server.close()
+    for acceptor in acceptors:
+        acceptor.close()
 
 
 class _Listener:

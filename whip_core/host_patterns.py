@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
-from whip_core.names import MAX_NAME_LENGTH, normalize
+from whip_core.names import MAX_NAME_LENGTH, AgentName, normalize
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -22,6 +22,18 @@ def covers(patterns: Iterable[str], name: str) -> bool:
     except ValueError:
         return False
     accepted = {wanted, "*." + wanted.partition(".")[2]}
+    return any(pattern_or_none(pattern) in accepted for pattern in patterns)
+
+
+def covers_agent(patterns: Iterable[str], name: AgentName) -> bool:
+    """Whether one of `patterns` is the agent's full name, or `*.` and its domain.
+
+    Unlike in `covers`, a wildcard also says which domain it is for: `*.a.b.c` is good for
+    agents of `a.b.c`, and not for `x.a.b` in `c`, whom dials of all of `c` may find.
+    """
+    accepted = {name.full}
+    if "." not in name.hostname:
+        accepted.add("*." + name.domain)
     return any(pattern_or_none(pattern) in accepted for pattern in patterns)
 
 

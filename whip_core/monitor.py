@@ -77,6 +77,6 @@ async def serving(listen: str, answer: Answer, *, chosen: bool) -> AsyncIterator
         return
     async with WebServer(answer) as server:
         for sock in sockets:
-            await server.listen(sock)
+            server.listen(sock)
         port = sockets[0].getsockname()[1]
         yield f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -66,7 +66,7 @@ async def _control_socket(
         return
     logger.info("control socket %s", path)
     async with WebServer(status.control_routes()) as server:
-        await server.listen(sock)
+        server.listen(sock)
         try:
             yield
         finally:

@@ -17,6 +17,7 @@ from types import TracebackType
 
 import h11
 
+from whip_core.acceptor import Acceptor
 from whip_core.routes import Answer, BadRequest, Request, Response
 from whip_core.tasks import TaskSet
 
@@ -59,7 +60,7 @@ class WebServer:
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
-        self._servers: list[asyncio.Server] = []
+        self._acceptors: list[Acceptor] = []
         self._tasks = TaskSet()
         self._connections = 0
         self._idle: dict[_Conversation, None] = {}
@@ -73,17 +74,14 @@ class WebServer:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for server in self._servers:
-            server.close()
+        for acceptor in self._acceptors:
+            acceptor.close()
+            await acceptor.wait_closed()
         await self._tasks.cancel_all()
 
-    async def listen(self, sock: socket.socket) -> None:
+    def listen(self, sock: socket.socket) -> None:
         """Take connections on a bound socket, which is the server's from now on."""
-        loop = asyncio.get_running_loop()
-        if sock.family == socket.AF_UNIX:
-            self._servers.append(await loop.create_unix_server(self._protocol, sock=sock))
-        else:
-            self._servers.append(await loop.create_server(self._protocol, sock=sock))
+        self._acceptors.append(Acceptor(sock, self._protocol))
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A client's end of a connection that is in no network."""
