@@ -257,6 +257,21 @@ def test_a_stream_that_breaks_is_seen_as_broken(tmp_path: Path) -> None:
     run(main())
 
 
+def test_a_broker_that_was_connected_to_is_let_go_of_behind_the_block(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Broker(broker_settings(dial_listen=(at(tmp_path),))) as broker:
+            assert broker._dial_socket is not None
+            connections = broker._dial_socket._connections
+            async with await connect(str(at(tmp_path))) as remote:
+                assert len(connections) == 1  # its news
+                with pytest.raises(UnknownName):
+                    await remote.open_connection("nobody.testdom", 80)
+                assert len(connections) == 2
+            await until(lambda: not connections)
+
+    run(main())
+
+
 def test_agents_and_domains_are_known_where_the_dials_are_made(tmp_path: Path) -> None:
     async def main() -> None:
         async with both(tmp_path, domains=("listed.test",)) as (broker, remote):

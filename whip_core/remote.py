@@ -65,6 +65,11 @@ class RemoteBroker(Dials):
         return f"<RemoteBroker {self.settings.address} agents={len(self._agents)}>"
 
     async def __aenter__(self) -> RemoteBroker:
+        if self._client is None:  # else `connect` has opened it
+            self._open()
+        return self
+
+    def _open(self) -> None:
         files = self.settings.tls
         if files is not None and self.settings.address.path is None:
             for warning in check_files(files):
@@ -80,7 +85,6 @@ class RemoteBroker(Dials):
         self._client = DialClient(self.settings.address, context)
         self._first_contact = asyncio.get_running_loop().create_future()
         self._tasks.spawn(self._follow(self._client), f"news of {self.settings.address}")
-        return self
 
     async def __aexit__(
         self,
@@ -265,7 +269,7 @@ async def connect(
     if dial_timeout is not None:
         settings = RemoteSettings(address=settings.address, tls=files, dial_timeout=dial_timeout)
     broker = RemoteBroker(settings)
-    await broker.__aenter__()
+    broker._open()
     try:
         await broker.meet()
     except BaseException:
