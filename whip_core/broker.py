@@ -25,7 +25,7 @@ from whip_core.control_server import ControlServer
 from whip_core.credentials import Credentials
 from whip_core.dial_address import DialAddress
 from whip_core.dial_desk import DialDesk
-from whip_core.dial_socket import Diallers, DialSocket
+from whip_core.dial_socket import DialAccess, DialSocket
 from whip_core.dialer import Asked, Dialer, Tell
 from whip_core.dials import Dials
 from whip_core.errors import (
@@ -260,7 +260,7 @@ class Broker(Dials):
             self._desk,
             settings.dial_listen,
             self._credentials.server_context if self._credentials else None,
-            Diallers(settings.dial_allow, settings.dial_trust),
+            DialAccess(settings.dial_allow, settings.dial_trust),
             handshake_timeout=settings.handshake_timeout,
         )
 

@@ -4,7 +4,7 @@ Who may: on a unix socket whoever may open it (mode 0600: this user), and their 
 taken for whom they dial for. Over TCP a certificate from our CA is needed, and one of its
 names has to be among those that may dial: an agent's certificate is from the same CA and
 must not reach other agents. Such a program dials as itself; only a proxy that is trusted
-with it may say for whom (`Diallers`).
+with it may say for whom (`DialAccess`).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class DialHandler(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Diallers:
+class DialAccess:
     """Names of certificates, or `*.rest`, whose holders may dial over TCP.
 
     `trusted` ones may also say on whose behalf; the others dial as themselves.
@@ -97,18 +97,18 @@ class DialSocket:
         handler: DialHandler,
         addresses: Sequence[DialAddress],
         context: Callable[[], ssl.SSLContext] | None,
-        admission: Diallers,
+        access: DialAccess,
         *,
         handshake_timeout: float,
     ) -> None:
         self._handler = handler
         self._addresses = addresses
         self._context = context
-        self._admission = admission
+        self._access = access
         self._handshake_timeout = handshake_timeout
         self._acceptors: list[Acceptor] = []
         self._tasks = TaskSet()
-        self._connections: set[_Greeting | _Dialler] = set()
+        self._connections: set[_Greeting | _DialConnection] = set()
         self.bound: list[DialAddress] = []
 
     async def __aenter__(self) -> DialSocket:
@@ -143,7 +143,7 @@ class DialSocket:
             return
         if self._context is None:
             raise SettingsError(f"a dial socket at {address} needs TLS: without it, use unix:/path")
-        if not (self._admission.allowed or self._admission.trusted):
+        if not (self._access.allowed or self._access.trusted):
             raise SettingsError(
                 f"say who may dial at {address}: --dial-allow or --dial-trust NAME, "
                 "a name in the certificates of those programs"
@@ -156,7 +156,7 @@ class DialSocket:
     def _over_tls(self) -> asyncio.BaseProtocol:
         assert self._context is not None
         return tls_transport.Accepting(
-            _Greeting(self, self._admission),
+            _Greeting(self, self._access),
             self._context(),
             handshake_timeout=self._handshake_timeout,
             on_failure=self._no_handshake,
@@ -167,11 +167,11 @@ class DialSocket:
 
 
 class _Greeting(asyncio.Protocol):
-    """A connection from its handshake to its hello. `admission` is None on a unix socket."""
+    """A connection from its handshake to its hello. `access` is None on a unix socket."""
 
-    def __init__(self, owner: DialSocket, admission: Diallers | None) -> None:
+    def __init__(self, owner: DialSocket, access: DialAccess | None) -> None:
         self._owner = owner
-        self._admission = admission
+        self._access = access
         self._reader = HelloReader()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -190,18 +190,18 @@ class _Greeting(asyncio.Protocol):
             self._refuse(str(error))
             return
         self._leave()
-        dialler = _Dialler(self._owner, self._admission, names, self._address)
-        self._transport.set_protocol(dialler.connection)
-        dialler.connection.connection_made(self._transport)
+        dialing = _DialConnection(self._owner, self._access, names, self._address)
+        self._transport.set_protocol(dialing.connection)
+        dialing.connection.connection_made(self._transport)
         if self._reader.rest:
-            dialler.connection.data_received(self._reader.rest)
+            dialing.connection.data_received(self._reader.rest)
 
     def _names(self) -> tuple[str, ...]:
-        if self._admission is None:
+        if self._access is None:
             return ()
         certificate = peer_certificate(self._transport)
         names = certificate_names(certificate) if certificate is not None else ()
-        if not self._admission.admits(names):
+        if not self._access.admits(names):
             shown = ", ".join(names) or "no name at all"
             raise RemoteProtocolError(
                 f"its certificate is for {shown}, which may not dial here "
@@ -232,18 +232,18 @@ class _Greeting(asyncio.Protocol):
         self._owner._connections.discard(self)
 
 
-class _Dialler:
+class _DialConnection:
     """One connection of a program that dials, behind its hello."""
 
     def __init__(
         self,
         owner: DialSocket,
-        admission: Diallers | None,
+        access: DialAccess | None,
         names: tuple[str, ...],
         address: tuple[str, int],
     ) -> None:
         self._owner = owner
-        self._admission = admission
+        self._access = access
         self._names = names
         self._address = address
         self.connection = FramedConnection(
@@ -287,9 +287,9 @@ class _Dialler:
             ask = decode_ask(request.name, request.port)
         except RemoteProtocolError as error:
             raise DialError(f"the dial socket was asked for something odd: {error}") from error
-        if self._admission is None:
+        if self._access is None:
             return ask
-        caller = self._admission.caller(ask.caller, self._names, self._address)
+        caller = self._access.caller(ask.caller, self._names, self._address)
         return dataclasses.replace(ask, caller=caller)
 
     async def _news(self) -> None:
