@@ -8,6 +8,7 @@ import logging
 import secrets
 import ssl
 from collections import deque
+from collections.abc import Callable
 
 from whip_core import tls_transport
 from whip_core.certificates import proves_host
@@ -39,9 +40,12 @@ GRACE = 2.0
 
 
 class DialClient:
-    """Opens streams through a broker. `context` is for TCP, where TLS is a must."""
+    """Opens streams through a broker.
 
-    def __init__(self, address: DialAddress, context: ssl.SSLContext | None) -> None:
+    `context` gives the TLS context for a new connection in TCP, where TLS is a must.
+    """
+
+    def __init__(self, address: DialAddress, context: Callable[[], ssl.SSLContext] | None) -> None:
         self.address = address
         self._context = context
         self._idle: deque[FramedConnection] = deque()
@@ -194,7 +198,7 @@ class DialClient:
         if self._context is None:
             raise ValueError("over TCP it takes TLS")
         secured = await tls_transport.connect(
-            connection, host, port, self._context, handshake_timeout=CONNECT_TIMEOUT
+            connection, host, port, self._context(), handshake_timeout=CONNECT_TIMEOUT
         )
         certificate = peer_certificate(secured)
         if certificate is None or not proves_host(certificate, host):
