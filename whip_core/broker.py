@@ -262,6 +262,9 @@ class Broker(Dials):
             self._credentials.server_context if self._credentials else None,
             DialAccess(settings.dial_allow, settings.dial_trust),
             handshake_timeout=settings.handshake_timeout,
+            hello_timeout=settings.preamble_timeout,
+            most_strangers=settings.limits.unauthenticated,
+            on_refused=self._registrar.connection_refused,
         )
 
     @property

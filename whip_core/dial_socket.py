@@ -12,13 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import logging
+import socket
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from whip_core import tls_transport
 from whip_core.acceptor import Acceptor
 from whip_core.caller import Caller
 from whip_core.certificates import certificate_names
@@ -37,15 +36,11 @@ from whip_core.framed import FramedConnection
 from whip_core.frames import FrameCodec, OpenRequested, Role
 from whip_core.host_patterns import covers
 from whip_core.relay import RelaySide, join
-from whip_core.sockets import bind, bind_unix, duplex, peer_address
+from whip_core.sockets import bind, bind_unix
+from whip_core.strangers import OnRefused, Stranger, Strangers
 from whip_core.stream import Stream
 from whip_core.tasks import TaskSet
 from whip_core.tls import peer_certificate
-
-logger = logging.getLogger(__name__)
-
-HELLO_TIMEOUT = 5.0
-"""Seconds a program has, once connected, to say hello: as agents have for their preamble."""
 
 
 class DialHandler(Protocol):
@@ -100,15 +95,23 @@ class DialSocket:
         access: DialAccess,
         *,
         handshake_timeout: float,
+        hello_timeout: float,
+        most_strangers: int,
+        on_refused: OnRefused,
     ) -> None:
+        """The last three are for who has not said hello yet, at each address (`strangers`)."""
         self._handler = handler
         self._addresses = addresses
         self._context = context
         self._access = access
         self._handshake_timeout = handshake_timeout
+        self._hello_timeout = hello_timeout
+        self._most_strangers = most_strangers
+        self._on_refused = on_refused
         self._acceptors: list[Acceptor] = []
+        self._strangers: list[Strangers] = []
         self._tasks = TaskSet()
-        self._connections: set[_Greeting | _DialConnection] = set()
+        self._connections: set[_DialConnection] = set()
         self.bound: list[DialAddress] = []
 
     async def __aenter__(self) -> DialSocket:
@@ -127,6 +130,8 @@ class DialSocket:
         """Take no more programs and dials, and drop those that are connected."""
         for acceptor in self._acceptors:
             acceptor.close()
+        for strangers in self._strangers:
+            strangers.close()
         for connection in tuple(self._connections):
             connection.drop()
         await self._tasks.cancel_all()
@@ -138,7 +143,7 @@ class DialSocket:
     async def _listen(self, address: DialAddress) -> None:
         if address.path is not None:
             sock = bind_unix(address.path, "choose another --dial-listen")
-            self._acceptors.append(Acceptor(sock, lambda: _Greeting(self, None)))
+            self._accept([sock], None, None)
             self.bound.append(address)
             return
         if self._context is None:
@@ -149,87 +154,60 @@ class DialSocket:
                 "a name in the certificates of those programs"
             )
         sockets = bind([address.host], address.port, "choose another --dial-listen")
-        for sock in sockets:
-            self._acceptors.append(Acceptor(sock, self._over_tls))
+        self._accept(sockets, self._context, self._access)
         self.bound.append(dataclasses.replace(address, port=sockets[0].getsockname()[1]))
 
-    def _over_tls(self) -> asyncio.BaseProtocol:
-        assert self._context is not None
-        return tls_transport.Accepting(
-            _Greeting(self, self._access),
-            self._context(),
-            handshake_timeout=self._handshake_timeout,
-            on_failure=self._no_handshake,
+    def _accept(
+        self,
+        sockets: Sequence[socket.socket],
+        context: Callable[[], ssl.SSLContext] | None,
+        access: DialAccess | None,
+    ) -> None:
+        strangers = Strangers(
+            "dial socket", self._most_strangers, self._hello_timeout, self._on_refused
         )
 
-    def _no_handshake(self, address: tuple[str, int], error: Exception) -> None:
-        logger.warning("dial socket: no TLS handshake with %s port %d: %s", *address, error)
+        def arrived() -> asyncio.BaseProtocol:
+            return strangers.arrive(
+                _Greeting(self, strangers, access),
+                context() if context is not None else None,
+                self._handshake_timeout,
+            )
+
+        self._strangers.append(strangers)
+        self._acceptors.extend(Acceptor(sock, arrived) for sock in sockets)
 
 
-class _Greeting(asyncio.Protocol):
-    """A connection from its handshake to its hello. `access` is None on a unix socket."""
+class _Greeting(Stranger):
+    """A connection from its acceptance to its hello. `access` is None on a unix socket."""
 
-    def __init__(self, owner: DialSocket, access: DialAccess | None) -> None:
+    reason = "hello"
+
+    def __init__(self, owner: DialSocket, strangers: Strangers, access: DialAccess | None) -> None:
+        super().__init__(strangers)
         self._owner = owner
         self._access = access
         self._reader = HelloReader()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = duplex(transport)
-        self._address = peer_address(transport)
-        self._owner._connections.add(self)
-        loop = asyncio.get_running_loop()
-        self._deadline = loop.call_later(HELLO_TIMEOUT, self._too_late)
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            names = self._names()
-            if not self._reader.feed(data):
+    def heard(self, data: bytes) -> None:
+        names: tuple[str, ...] = ()
+        if self._access is not None:
+            certificate = peer_certificate(self.transport)
+            names = certificate_names(certificate) if certificate is not None else ()
+            if not self._access.admits(names):
+                shown = ", ".join(names) or "no name at all"
+                self.refuse(
+                    "not-authorized",
+                    f"its certificate is for {shown}, which may not dial here "
+                    "(the broker's --dial-allow and --dial-trust say which may)",
+                )
                 return
-        except (RemoteProtocolError, ValueError) as error:  # ValueError: its certificate
-            self._refuse(str(error))
-            return
-        self._leave()
-        dialing = _DialConnection(self._owner, self._access, names, self._address)
-        self._transport.set_protocol(dialing.connection)
-        dialing.connection.connection_made(self._transport)
-        if self._reader.rest:
-            dialing.connection.data_received(self._reader.rest)
+        if self._reader.feed(data):
+            dialing = _DialConnection(self._owner, self._access, names, self.address)
+            self.become(dialing.connection, self._reader.rest)
 
-    def _names(self) -> tuple[str, ...]:
-        if self._access is None:
-            return ()
-        certificate = peer_certificate(self._transport)
-        names = certificate_names(certificate) if certificate is not None else ()
-        if not self._access.admits(names):
-            shown = ", ".join(names) or "no name at all"
-            raise RemoteProtocolError(
-                f"its certificate is for {shown}, which may not dial here "
-                "(the broker's --dial-allow and --dial-trust say which may)"
-            )
-        return names
-
-    def eof_received(self) -> bool:
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._leave()
-
-    def drop(self) -> None:
-        self._transport.abort()
-
-    def _too_late(self) -> None:
-        self._refuse(f"said nothing useful for {HELLO_TIMEOUT:g} s")
-
-    def _refuse(self, why: str) -> None:
-        logger.warning("dial socket: refused %s port %d: %s", *self._address, why)
-        self._leave()
-        self._transport.write(FrameCodec(Role.ACCEPTOR).reset(f"refused: {why}"))
-        self._transport.close()
-
-    def _leave(self) -> None:
-        self._deadline.cancel()
-        self._owner._connections.discard(self)
+    def farewell(self, why: str) -> bytes:
+        return FrameCodec(Role.ACCEPTOR).reset(f"refused: {why}")
 
 
 class _DialConnection:
