@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -19,8 +20,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from whip_core.acceptor import Acceptor
+from whip_core.agents import Peer, PeerCertificate
 from whip_core.caller import Caller
-from whip_core.certificates import certificate_names
+from whip_core.certificates import certificate_names, peer_certificate_der
 from whip_core.dial_address import DialAddress
 from whip_core.dial_wire import (
     Ask,
@@ -41,6 +43,8 @@ from whip_core.strangers import OnRefused, Stranger, Strangers
 from whip_core.stream import Stream
 from whip_core.tasks import TaskSet
 from whip_core.tls import peer_certificate
+
+logger = logging.getLogger(__name__)
 
 
 class DialHandler(Protocol):
@@ -140,6 +144,17 @@ class DialSocket:
                 address.path.unlink(missing_ok=True)
         self.bound.clear()
 
+    def end_unbelieved(self, problem: Callable[[PeerCertificate | None], str | None]) -> None:
+        """End the connections whose certificate has a `problem` by now: as agents' sessions
+        are ended, so that no dial begins and no news is told, but what is open may finish.
+        """
+        for connection in tuple(self._connections):
+            peer = connection.peer
+            if not connection.ended and (why := problem(peer.certificate)) is not None:
+                who = ", ".join(peer.certificate_names or ())
+                logger.warning("%s at %s port %d dials no more: %s", who, *peer.address, why)
+                connection.end()
+
     async def _listen(self, address: DialAddress) -> None:
         if address.path is not None:
             sock = bind_unix(address.path, "choose another --dial-listen")
@@ -191,9 +206,9 @@ class _Greeting(Stranger):
 
     def heard(self, data: bytes) -> None:
         names: tuple[str, ...] = ()
+        der = peer_certificate(self.transport)
         if self._access is not None:
-            certificate = peer_certificate(self.transport)
-            names = certificate_names(certificate) if certificate is not None else ()
+            names = certificate_names(der) if der is not None else ()
             if not self._access.admits(names):
                 shown = ", ".join(names) or "no name at all"
                 self.refuse(
@@ -203,7 +218,9 @@ class _Greeting(Stranger):
                 )
                 return
         if self._reader.feed(data):
-            dialing = _DialConnection(self._owner, self._access, names, self.address)
+            certificate = peer_certificate_der(der) if der is not None else None
+            peer = Peer(self.address, names, certificate)
+            dialing = _DialConnection(self._owner, self._access, peer)
             self.become(dialing.connection, self._reader.rest)
 
     def farewell(self, why: str) -> bytes:
@@ -217,16 +234,17 @@ class _DialConnection:
         self,
         owner: DialSocket,
         access: DialAccess | None,
-        names: tuple[str, ...],
-        address: tuple[str, int],
+        peer: Peer,
     ) -> None:
         self._owner = owner
         self._access = access
-        self._names = names
-        self._address = address
+        self.peer = peer
+        self._serves = False
+        self.ended = False
         self.connection = FramedConnection(
             Role.ACCEPTOR,
             on_open=self._asked,
+            on_idle=self._idle,
             on_lost=lambda _: owner._connections.discard(self),
             dial_socket=True,
         )
@@ -234,6 +252,17 @@ class _DialConnection:
 
     def drop(self) -> None:
         self.connection.close()
+
+    def end(self) -> None:
+        """Take no dial any more, and give no news; a stream that is open may finish."""
+        self.ended = True
+        if not self._serves:
+            self.connection.close()
+
+    def _idle(self, connection: FramedConnection) -> None:
+        self._serves = False
+        if self.ended:
+            connection.close()
 
     def _asked(self, connection: FramedConnection, request: OpenRequested) -> asyncio.Task[None]:
         work = self._news() if asks_for_news(request.name) else self._dial(request)
@@ -255,6 +284,7 @@ class _DialConnection:
         if self.connection.lost:
             stream.reset("whoever dialled has gone")
             return
+        self._serves = True
         service, program = RelaySide(), RelaySide()
         stream.attach(service)
         self.connection.accept(extra={}, told=encode_served(served)).attach(program)
@@ -267,7 +297,9 @@ class _DialConnection:
             raise DialError(f"the dial socket was asked for something odd: {error}") from error
         if self._access is None:
             return ask
-        caller = self._access.caller(ask.caller, self._names, self._address)
+        caller = self._access.caller(
+            ask.caller, self.peer.certificate_names or (), self.peer.address
+        )
         return dataclasses.replace(ask, caller=caller)
 
     async def _news(self) -> None:
