@@ -30,8 +30,8 @@ from whip_core.dial_wire import (
     Served,
     asks_for_news,
     decode_ask,
+    encode_failure,
     encode_served,
-    failure_code,
 )
 from whip_core.errors import DialError, RemoteProtocolError, SettingsError
 from whip_core.framed import FramedConnection
@@ -279,7 +279,7 @@ class _DialConnection:
         try:
             stream, served = await self._owner._handler.dial(self._read(request))
         except DialError as error:
-            self.connection.refuse(failure_code(error), str(error))
+            self.connection.refuse(*encode_failure(error))
             return
         if self.connection.lost:
             stream.reset("whoever dialled has gone")
