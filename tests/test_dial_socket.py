@@ -433,6 +433,29 @@ def test_over_tcp_only_named_certificates_may_dial(certificate: str, refused: st
     run(main())
 
 
+@pytest.mark.parametrize(
+    ("why", "kind"),
+    [("refused: not you", NotAuthorized), ("the service refused: it is full", BrokerClosed)],
+)
+def test_only_an_answer_to_the_hello_says_that_we_may_not_dial(
+    tmp_path: Path, why: str, kind: type[DialError]
+) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(FrameCodec(Role.ACCEPTOR).reset(why))
+        with contextlib.suppress(OSError):
+            await reader.read()
+        writer.close()
+
+    async def main() -> None:
+        async with await asyncio.start_unix_server(refuse, tmp_path / "dial.sock"):
+            with pytest.raises(DialError, match=why) as caught:
+                await connect(str(at(tmp_path)))
+            assert type(caught.value) is kind
+
+    run(main())
+
+
 def test_a_broker_that_does_not_prove_its_name_gets_no_dial() -> None:
     async def main() -> None:
         settings = broker_settings(

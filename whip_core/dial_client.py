@@ -13,7 +13,7 @@ from collections.abc import Callable
 from whip_core import tls_transport
 from whip_core.certificates import proves_host
 from whip_core.dial_address import DialAddress
-from whip_core.dial_wire import Ask, decode_served, encode_ask, failure, hello
+from whip_core.dial_wire import REFUSED, Ask, decode_served, encode_ask, failure, hello
 from whip_core.errors import (
     AgentGone,
     BrokerClosed,
@@ -142,8 +142,8 @@ class DialClient:
                     logger.debug("%r was dead: %s", connection, error)
                     continue
                 said = f"{about}the broker at {self.address}"
-                if "refused: " in str(error):
-                    raise NotAuthorized(f"{said}: {error}") from error
+                if connection.reset_why.startswith(REFUSED):
+                    raise NotAuthorized(f"{said} {connection.reset_why}") from error
                 raise BrokerClosed(f"{said} went away: {error}") from error
 
     def _take(self) -> FramedConnection | None:

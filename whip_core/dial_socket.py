@@ -25,6 +25,7 @@ from whip_core.caller import Caller
 from whip_core.certificates import certificate_names, peer_certificate_der
 from whip_core.dial_address import DialAddress
 from whip_core.dial_wire import (
+    REFUSED,
     Ask,
     HelloReader,
     Served,
@@ -224,7 +225,7 @@ class _Greeting(Stranger):
             self.become(dialing.connection, self._reader.rest)
 
     def farewell(self, why: str) -> bytes:
-        return FrameCodec(Role.ACCEPTOR).reset(f"refused: {why}")
+        return FrameCodec(Role.ACCEPTOR).reset(f"{REFUSED}{why}")
 
 
 class _DialConnection:

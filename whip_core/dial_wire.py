@@ -28,6 +28,8 @@ from whip_core.names import AgentName, printable
 VERSION = 1
 HELLO_TYPE = 0x01
 """The frame type of reverse connections' preamble: no frame after it has that."""
+REFUSED = "refused: "
+"""What the RESET's text begins with that answers a hello: whoever says it gets no dial."""
 HEADER_SIZE = 4
 MAX_HELLO_SIZE = 1024
 """Octets of a hello: it says a version, and may say more one day."""

@@ -41,8 +41,8 @@ class RemoteBroker(Dials):
     """An async context manager; while it is open, names can be dialled through the broker.
 
     The broker may come and go: dials fail with `BrokerClosed` while it is away, or wait for
-    it as they wait for an agent. What belongs to whip is what it said last; until it has
-    said so for the first time every name does, so that none gets out.
+    it as they wait for an agent. What it once said to be whip's is whip's from then on; until
+    it has said so for the first time every name is, so that none gets out.
     """
 
     def __init__(self, settings: RemoteSettings) -> None:
