@@ -89,6 +89,19 @@ def _has_one_of(names: Sequence[str], patterns: Sequence[str]) -> bool:
     return any(name == pattern or covers([pattern], name) for name in names for pattern in patterns)
 
 
+def check_address(address: DialAddress, access: DialAccess, *, has_tls: bool) -> None:
+    """Raises `SettingsError` unless it is clear who may dial at `address`."""
+    if address.path is not None:
+        return
+    if not has_tls:
+        raise SettingsError(f"a dial socket at {address} needs TLS: without it, use unix:/path")
+    if not (access.allowed or access.trusted):
+        raise SettingsError(
+            f"say who may dial at {address}: --dial-allow or --dial-trust NAME, "
+            "a name in the certificates of those programs"
+        )
+
+
 class DialSocket:
     """Listens at `addresses`. An async context manager; `bound` is where it listens."""
 
@@ -162,13 +175,7 @@ class DialSocket:
             self._accept([sock], None, None)
             self.bound.append(address)
             return
-        if self._context is None:
-            raise SettingsError(f"a dial socket at {address} needs TLS: without it, use unix:/path")
-        if not (self._access.allowed or self._access.trusted):
-            raise SettingsError(
-                f"say who may dial at {address}: --dial-allow or --dial-trust NAME, "
-                "a name in the certificates of those programs"
-            )
+        check_address(address, self._access, has_tls=self._context is not None)
         sockets = bind([address.host], address.port, "choose another --dial-listen")
         self._accept(sockets, self._context, self._access)
         self.bound.append(dataclasses.replace(address, port=sockets[0].getsockname()[1]))
