@@ -14,6 +14,7 @@ from mitm import service as http_service
 from tunnel import broker_settings, run, scripted
 from web import opened
 from whip_core import Broker, control, control_socket, web
+from whip_core.dial_address import DialAddress
 from whip_core.monitor import pages, serving
 from whip_core.routes import Routes
 
@@ -56,10 +57,28 @@ def test_a_preamble_that_trickles_in_is_given_up_in_the_time_of_one_that_stops()
     run(main())
 
 
+def test_so_is_a_hello_at_the_dial_socket(tmp_path: Path) -> None:
+    async def main() -> None:
+        path = tmp_path / "dial.sock"
+        settings = broker_settings(preamble_timeout=SOON, dial_listen=(DialAddress(path=path),))
+        async with Broker(settings):
+            streams = await asyncio.open_unix_connection(path)
+            await trickle(*streams, b"\x01\x00\x03\xff" + b" " * 1000)
+
+    run(main())
+
+
 def test_a_tls_handshake_that_trickles_in_is_given_up_too() -> None:
     async def main() -> None:
-        async with Broker(broker_settings(tls=True, handshake_timeout=SOON)) as broker:
-            for port in (broker.reverse_port, broker.control_port):
+        settings = broker_settings(
+            tls=True,
+            handshake_timeout=SOON,
+            dial_listen=(DialAddress(host="127.0.0.1"),),
+            dial_allow=("a.dialers",),
+        )
+        async with Broker(settings) as broker:
+            dial_port = broker.dial_addresses[0].port
+            for port in (broker.reverse_port, broker.control_port, dial_port):
                 streams = await asyncio.open_connection("127.0.0.1", port)
                 await trickle(
                     *streams, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(900)

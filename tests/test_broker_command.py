@@ -13,32 +13,41 @@ from click.testing import CliRunner
 
 from mitm import answering, confdir, curl, service
 from processes import Process, free_ports, started
-from tunnel import run
+from tunnel import client_files, run, server_files
 from whip_core import connect
 from whip_core.cli import main as whip
 from whip_core.errors import BrokerClosed
+from whip_core.settings import TLSFiles
 
 QUIET = ("--tls=false", "--metrics-listen=")
 
 
+def over_tls(files: TLSFiles) -> tuple[str, ...]:
+    """Instead of `QUIET`."""
+    paths = {"key": files.key, "cert": files.cert, "ca-cert": files.ca}
+    return ("--metrics-listen=", *(f"--tls-{name}-path={path}" for name, path in paths.items()))
+
+
 @asynccontextmanager
-async def broker(folder: Path) -> AsyncIterator[tuple[Process, int, str]]:
+async def broker(
+    folder: Path, *arguments: str, address: str = "", quiet: tuple[str, ...] = QUIET
+) -> AsyncIterator[tuple[Process, int, str]]:
     """A running `whip broker`; also its control port and its dial socket's address."""
     control, reverse = free_ports(2)
-    address = f"unix:{folder / 'dial.sock'}"
+    address = address or f"unix:{folder / 'dial.sock'}"
     async with started(
-        *("whip", "broker", *QUIET, "--whip-external-tcp-address=localhost"),
+        *("whip", "broker", *quiet, "--whip-external-tcp-address=localhost"),
         *(f"--whip-grpc-listen-port={control}", f"--whip-tcp-listen-port={reverse}"),
-        f"--dial-listen={address}",
+        *(f"--dial-listen={address}", *arguments),
     ) as process:
         await process.says("agents register at port")
         yield process, control, address
 
 
 @asynccontextmanager
-async def agent(control: int, port: int) -> AsyncIterator[Process]:
+async def agent(control: int, port: int, quiet: tuple[str, ...] = QUIET) -> AsyncIterator[Process]:
     async with started(
-        *("whip", "client", *QUIET, f"localhost:{control}", "--hostname=instance1"),
+        *("whip", "client", *quiet, f"localhost:{control}", "--hostname=instance1"),
         *("--domain=testdom", f"--ports=80={port}"),
     ) as process:
         await process.says("registered instance1.testdom")
@@ -46,10 +55,10 @@ async def agent(control: int, port: int) -> AsyncIterator[Process]:
 
 
 @asynccontextmanager
-async def proxy(address: str) -> AsyncIterator[int]:
+async def proxy(address: str, quiet: tuple[str, ...] = QUIET) -> AsyncIterator[int]:
     [port] = free_ports(1)
     async with started(
-        *("whip", "proxy", f"--broker={address}", *QUIET, f"--proxy-listen-port={port}"),
+        *("whip", "proxy", f"--broker={address}", *quiet, f"--proxy-listen-port={port}"),
         *("--", "--set", f"confdir={confdir()}"),
     ) as process:
         await process.says("proxy listening")
@@ -75,6 +84,41 @@ def test_curl_through_a_proxy_without_a_broker_which_is_started_twice(tmp_path: 
             assert len(registrations) == 1, "the agent noticed that the proxy was restarted"
 
     run(main(), patience=110)
+
+
+def test_over_tls_a_proxy_and_a_forward_show_a_clients_certificate(tmp_path: Path) -> None:
+    async def main() -> None:
+        dials, local = free_ports(2)
+        ours, theirs = (over_tls(client_files(name)) for name in ("proxy1.dialers", "*.testdom"))
+        async with (
+            service(answering(b"from inside")) as port,
+            broker(
+                tmp_path,
+                "--dial-trust=proxy1.dialers",
+                address=f"localhost:{dials}",
+                quiet=over_tls(server_files("localhost")),
+            ) as (process, control, address),
+            agent(control, port, theirs),
+            proxy(address, ours) as proxy_port,
+            started(
+                *("whip", "forward", f"--broker={address}", *ours),
+                f"{local}:instance1.testdom:80",
+            ) as forward,
+        ):
+            through = f"http://localhost:{proxy_port}"
+            got = await curl("--proxy", through, "http://instance1.testdom/")
+            assert got.output == "from inside", str(process)
+            await forward.says("forwarding")
+            assert (await curl(f"http://localhost:{local}/")).output == "from inside"
+
+    run(main(), patience=110)
+
+
+def test_a_brokers_certificate_cannot_dial_and_a_proxy_says_so_at_once() -> None:
+    files = over_tls(server_files("localhost"))
+    result = CliRunner().invoke(whip, ("proxy", "--broker=localhost:1", *files))
+    assert result.exit_code == 2, result.output
+    assert "is the certificate of a server, but an agent needs" in result.output
 
 
 def test_a_broker_that_is_stopped_lets_streams_finish_and_takes_no_more(tmp_path: Path) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import json
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -34,10 +36,12 @@ from tunnel import (
 from whip_core import Broker, Caller, HttpRequest, connect, control, hookimpl
 from whip_core.agents import AgentView
 from whip_core.dial_address import DialAddress
-from whip_core.dial_wire import hello
+from whip_core.dial_wire import decode_agent, encode_agent, hello
 from whip_core.errors import (
     AgentGone,
     BrokerClosed,
+    Busy,
+    BusyReason,
     DialError,
     DialTimeout,
     NotAuthorized,
@@ -48,9 +52,10 @@ from whip_core.errors import (
     UnknownName,
 )
 from whip_core.frames import FrameCodec, FrameType, ResetReceived, Role
-from whip_core.names import Target
+from whip_core.names import AgentName, Target
 from whip_core.remote import RemoteBroker
 from whip_core.settings import RemoteSettings
+from whip_core.stream import Stream
 
 
 def at(path: Path) -> DialAddress:
@@ -154,6 +159,44 @@ def test_each_error_is_the_one_of_an_embedded_broker(tmp_path: Path) -> None:
     run(main())
 
 
+def every(kind: type[DialError]) -> Iterator[DialError]:
+    """One of each class of the tree; of `Busy` one of each reason."""
+    if kind is Busy:
+        yield from (Busy("text: of it", reason=reason) for reason in get_args(BusyReason))
+    else:
+        yield kind("text: of it")
+    for below in kind.__subclasses__():
+        if below.__module__ == DialError.__module__:
+            yield from every(below)
+
+
+def test_a_class_of_errors_is_the_same_at_the_other_end(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with both(tmp_path) as (broker, remote):
+            for error in every(DialError):
+
+                async def fail(*_: object, error: DialError = error, **__: object) -> Stream:
+                    raise error
+
+                broker._dialer.dial = fail  # type: ignore[method-assign]
+                with pytest.raises(DialError) as caught:
+                    await remote.open_connection("instance1.testdom", 80)
+                there = caught.value
+                assert type(there) is type(error)
+                assert (str(there), there.reason) == (str(error), error.reason)
+
+    run(main())
+
+
+def test_an_agent_is_told_of_in_full() -> None:
+    here = AgentView(
+        *(AgentName.parse("a", "b"), (80, 22), {"zone": "eu"}, "session", "instance"),
+        *(("192.0.2.1", 5), ("a.b",), 1, "1.0", 3, 2, 0.5, 1.5, True, True),
+    )
+    assert all(getattr(here, field.name) for field in dataclasses.fields(here))
+    assert decode_agent(json.loads(json.dumps(encode_agent(here)))) == here
+
+
 def test_a_refusal_by_the_service_and_an_agent_that_goes_are_told_apart(tmp_path: Path) -> None:
     async def main() -> None:
         async with (
@@ -253,6 +296,21 @@ def test_a_stream_that_breaks_is_seen_as_broken(tmp_path: Path) -> None:
             with pytest.raises(StreamReset):
                 await reader.read()
             ours.close()
+
+    run(main())
+
+
+def test_a_broker_that_was_connected_to_is_let_go_of_behind_the_block(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Broker(broker_settings(dial_listen=(at(tmp_path),))) as broker:
+            assert broker._dial_socket is not None
+            connections = broker._dial_socket._connections
+            async with await connect(str(at(tmp_path))) as remote:
+                assert len(connections) == 1  # its news
+                with pytest.raises(UnknownName):
+                    await remote.open_connection("nobody.testdom", 80)
+                assert len(connections) == 2
+            await until(lambda: not connections)
 
     run(main())
 
@@ -371,6 +429,29 @@ def test_over_tcp_only_named_certificates_may_dial(certificate: str, refused: st
                 assert caller.address is not None
                 assert (caller.address[0], caller.proxy_user) == ("127.0.0.1", None)
                 assert caller.certificate_names == (certificate,)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("why", "kind"),
+    [("refused: not you", NotAuthorized), ("the service refused: it is full", BrokerClosed)],
+)
+def test_only_an_answer_to_the_hello_says_that_we_may_not_dial(
+    tmp_path: Path, why: str, kind: type[DialError]
+) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(FrameCodec(Role.ACCEPTOR).reset(why))
+        with contextlib.suppress(OSError):
+            await reader.read()
+        writer.close()
+
+    async def main() -> None:
+        async with await asyncio.start_unix_server(refuse, tmp_path / "dial.sock"):
+            with pytest.raises(DialError, match=why) as caught:
+                await connect(str(at(tmp_path)))
+            assert type(caught.value) is kind
 
     run(main())
 

@@ -14,6 +14,7 @@ import pytest
 from processes import free_ports, started
 from tunnel import agent_settings, broker_settings, echo, run, running, service
 from whip_core import Broker, TLSFiles
+from whip_core.dial_address import DialAddress
 from whip_core.testing import Authority
 
 
@@ -220,6 +221,67 @@ def test_what_is_wrong_with_a_broker_is_said(ca: Authority) -> None:
         agents = flags(ca.client_files("a.testdom"))
         _, found = await doctor("proxy", f"{address}=localhost", *ports, *agents)
         assert "the certificate of a client, but a broker needs" in problem(found, "certificate")
+
+    run(main())
+
+
+def test_a_broker_alone_is_looked_at_with_its_dial_sockets(ca: Authority, tmp_path: Path) -> None:
+    async def main() -> None:
+        control, reverse, dials = free_ports(3)
+        options = [
+            "--whip-external-tcp-address=localhost",
+            f"--whip-grpc-listen-port={control}",
+            f"--whip-tcp-listen-port={reverse}",
+            f"--dial-listen=unix:{tmp_path / 'dial.sock'}",
+            f"--dial-listen=127.0.0.1:{dials}",
+            *flags(ca.server_files()),
+        ]
+        _, found = await doctor("broker", *options)
+        assert "say who may dial at 127.0.0.1" in problem(found, "options")
+        options.append("--dial-allow=a.dialers")
+        status, found = await doctor("broker", *options)
+        assert status == 0, found
+        assert all("is free" in each["text"] for each in found["dial socket"])
+        async with started("whip", "broker", *options, "--metrics-listen=") as process:
+            await process.says("agents register at port")
+            status, found = await doctor("broker", *options)
+        assert status == 0, found
+        assert [each["text"].partition(" ")[2] for each in found["dial socket"]] == [
+            "lets us dial as this user, whose word is taken; agents there: 0",
+            f"port {dials} is reached, and proves its name over TLSv1.3",
+        ]
+
+    run(main())
+
+
+# For what dials through a broker
+
+
+def test_who_dials_is_told_as_whom_or_why_it_may_not(ca: Authority, tmp_path: Path) -> None:
+    async def main() -> None:
+        path = DialAddress(path=tmp_path / "dial.sock")
+        dials = (path, DialAddress(host="127.0.0.1"))
+        async with broker(ca, dial_listen=dials, dial_allow=("a.dialers",)) as here:
+            address = f"--broker=localhost:{here.dial_addresses[1].port}"
+
+            async def look(*arguments: str) -> tuple[int, dict[str, Any]]:
+                return await doctor("forward", *arguments)
+
+            status, found = await look(f"--broker={path}")
+            assert status == 0, found
+            assert "lets us dial as this user" in found["dial socket"][0]["text"]
+
+            status, found = await look(address, *flags(ca.client_files("a.dialers")))
+            assert status == 0, found
+            assert "lets us dial as a.dialers; agents" in found["dial socket"][0]["text"]
+
+            _, found = await look(address, *flags(ca.client_files("b.dialers")))
+            assert "b.dialers, which may not dial here" in problem(found, "dial socket")
+
+        _, found = await look(f"--broker={path}")
+        assert "no broker can be reached" in problem(found, "dial socket")
+        _, found = await look(address, *flags(ca.client_files("a.dialers")))
+        assert "nothing listens there" in problem(found, "dial port")
 
     run(main())
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 import aiohttp
 import httpx
@@ -18,8 +19,10 @@ import pytest
 from processes import free_ports, started
 from programs import needs_program
 from tunnel import Watch, agent_settings, authority, broker_settings, run, running, service
-from whip_core import Broker
+from whip_core import Broker, connect
 from whip_core.aiohttp import WhipConnector
+from whip_core.dial_address import DialAddress
+from whip_core.dials import Dials
 from whip_core.errors import DialError, DialTimeout, UnknownName
 from whip_core.httpx import WhipTransport
 
@@ -82,11 +85,14 @@ async def net(folder: Path) -> AsyncIterator[Net]:
 
     async with contextlib.AsyncExitStack() as stack:
         ports = await stack.enter_async_context(nginx(folder))
-        broker = await stack.enter_async_context(Broker(broker_settings(), plugins=[watch]))
+        socket = DialAddress(path=folder / "dial.sock")
+        settings = broker_settings(dial_listen=(socket,))
+        broker = await stack.enter_async_context(Broker(settings, plugins=[watch]))
         silent = await stack.enter_async_context(service(listening))
         for hostname, port in zip(("web", "tls", "silent"), (*ports, silent), strict=True):
-            settings = agent_settings(broker.control_port, ports=f"{port}", hostname=hostname)
-            agent = await stack.enter_async_context(running(settings))
+            agent = await stack.enter_async_context(
+                running(agent_settings(broker.control_port, ports=f"{port}", hostname=hostname))
+            )
             await agent.wait_registered()
         yield Net(broker, watch, asked)
 
@@ -111,6 +117,23 @@ def test_httpx_keeps_a_connection_for_the_next_request(tmp_path: Path, http2: bo
             await it.watch.until(lambda: len(it.watch.closed) == 2)
 
     run(main())
+
+
+def test_both_take_a_broker_in_another_process(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with net(tmp_path), await connect(f"unix:{tmp_path / 'dial.sock'}") as broker:
+            transport = WhipTransport(broker, verify=trusting())
+            async with httpx.AsyncClient(transport=transport) as client:
+                assert (await client.get(f"https://{TLS}/small")).text == "It works."
+            async with (
+                aiohttp.ClientSession(connector=WhipConnector(broker)) as session,
+                session.get(f"https://{TLS}/small", ssl=trusting()) as answer,
+            ):
+                assert await answer.text() == "It works."
+
+    run(main())
+    for client in (WhipTransport, WhipConnector):  # what a type checker lets pass
+        assert get_type_hints(client.__init__)["broker"] is Dials
 
 
 def test_httpx_has_many_requests_on_one_http2_connection_at_once(tmp_path: Path) -> None:

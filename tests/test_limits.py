@@ -14,12 +14,14 @@ import pytest
 
 from streams import LOOPS, Loop
 from streams import run as run_on
-from tunnel import Watch, broker_settings, client_files, registration, run, scripted, until
-from whip_core import Broker, Caller, control
+from tunnel import Log, Watch, broker_settings, client_files, registration, run, scripted, until
+from whip_core import Broker, Caller, connect, control
 from whip_core.broker_options import BROKER_OPTIONS
 from whip_core.broker_values import read_broker
-from whip_core.errors import Busy, SettingsError
+from whip_core.dial_address import DialAddress
+from whip_core.errors import Busy, NotAuthorized, SettingsError
 from whip_core.limits import Limits
+from whip_core.rare_log import LINES
 from whip_core.testing.agent import ControlStreamEnded, ScriptedAgent
 
 EVE = Caller(address=("192.0.2.1", 1000))
@@ -167,6 +169,60 @@ def test_who_says_nothing_makes_room_for_who_comes(tls: bool, loop: Loop) -> Non
                 writer.close()
 
     run_on(main(), loop)
+
+
+def test_at_the_dial_socket_too_who_says_nothing_makes_room_for_who_comes() -> None:
+    async def main() -> None:
+        settings = broker_settings(
+            tls=True,
+            limits=Limits(unauthenticated=3),
+            dial_listen=(DialAddress(host="127.0.0.1"),),
+            dial_allow=("a.dialers",),
+        )
+        async with Broker(settings) as broker:
+            port = broker.dial_addresses[0].port
+            silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
+            for reader, _ in silent[:2]:
+                with contextlib.suppress(ConnectionResetError):
+                    assert await reader.read() == b""
+            await until(lambda: refusals(broker, "connection", "unauthenticated") == 2)
+            async with await connect(f"localhost:{port}", tls=client_files("a.dialers")):
+                pass
+            for _, writer in silent:
+                writer.close()
+
+    run(main())
+
+
+def test_who_may_not_dial_is_counted_and_cannot_fill_the_log(tmp_path: Path) -> None:
+    async def main() -> None:
+        settings = broker_settings(
+            tls=True,
+            dial_listen=(
+                DialAddress(host="127.0.0.1"),
+                DialAddress(path=tmp_path / "dial.sock"),
+            ),
+            dial_allow=("a.dialers",),
+        )
+        watch = Watch()
+        async with Broker(settings, plugins=[watch]) as broker:
+            port = broker.dial_addresses[0].port
+            with pytest.raises(NotAuthorized):
+                await connect(f"localhost:{port}", tls=client_files())
+            [refusal] = watch.refused
+            assert (refusal.what, refusal.reason) == ("connection", "not-authorized")
+            assert "*.testdom, which may not dial here" in refusal.text
+            with Log() as log:
+                for _ in range(LINES + 5):
+                    reader, writer = await asyncio.open_unix_connection(tmp_path / "dial.sock")
+                    writer.write(b"GET / HTTP/1.1\r\n\r\n")
+                    with contextlib.suppress(ConnectionResetError):
+                        await reader.read()
+                    writer.close()
+                assert len(log.having("dial socket: refused")) == LINES
+            assert refusals(broker, "connection", "hello") == LINES + 5
+
+    run(main())
 
 
 def test_a_flood_of_half_open_control_connections_ends_and_agents_get_in() -> None:

@@ -119,13 +119,14 @@ def _check(chosen: dict[str, Any], host: str) -> None:
     from whip_addon.door import server_context as door_context
     from whip_addon.lifecycle import broker_of
     from whip_core.certificates import check_files
-    from whip_core.settings import Role
+    from whip_core.settings import RemoteSettings, Role
 
     try:
         checked = settings.read(chosen, settings.by_flag)
         broker_of(checked.broker, checked.plugins)
         if checked.broker.tls is not None:
-            check_files(checked.broker.tls, Role.BROKER)
+            dials_elsewhere = isinstance(checked.broker, RemoteSettings)
+            check_files(checked.broker.tls, Role.AGENT if dials_elsewhere else Role.BROKER)
         door_context(checked.door)
     except SettingsError as error:
         raise click.UsageError(str(error)) from error

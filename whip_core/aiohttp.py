@@ -14,8 +14,8 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
 from whip_core import tls_transport
-from whip_core.broker import Broker
 from whip_core.caller import NOBODY, Caller
+from whip_core.dials import Dials
 
 HANDSHAKE_TIMEOUT = 30.0
 """Seconds, where the request has no time limit of its own."""
@@ -24,13 +24,14 @@ HANDSHAKE_TIMEOUT = 30.0
 class WhipConnector(aiohttp.TCPConnector):
     """aiohttp's own connector, but for where its connections come from.
 
-    `caller` is what plugins get to see of who asks; `wait` as for `Broker.open_connection`;
-    `options` as for `aiohttp.TCPConnector`, of which the ones about DNS and sockets mean
-    nothing here. The broker is not closed with it.
+    The broker is one here, or one that `whip_core.connect` gave. `caller` is what plugins get
+    to see of who asks; `wait` as for `Dials.open_connection`; `options` as for
+    `aiohttp.TCPConnector`, of which the ones about DNS and sockets mean nothing here. The
+    broker is not closed with it.
     """
 
     def __init__(
-        self, broker: Broker, *, caller: Caller = NOBODY, wait: float = 0.0, **options: Any
+        self, broker: Dials, *, caller: Caller = NOBODY, wait: float = 0.0, **options: Any
     ) -> None:
         super().__init__(**options)
         self._broker = broker

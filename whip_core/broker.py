@@ -25,7 +25,7 @@ from whip_core.control_server import ControlServer
 from whip_core.credentials import Credentials
 from whip_core.dial_address import DialAddress
 from whip_core.dial_desk import DialDesk
-from whip_core.dial_socket import Diallers, DialSocket
+from whip_core.dial_socket import DialAccess, DialSocket
 from whip_core.dialer import Asked, Dialer, Tell
 from whip_core.dials import Dials
 from whip_core.errors import (
@@ -171,7 +171,7 @@ class Broker(Dials):
                 self._dial_socket = await stack.enter_async_context(self._make_dial_socket())
             self._stack = stack.pop_all()
         if credentials is not None:
-            self._tasks.spawn(credentials.watch(self._registrar.end_unbelieved), "watch TLS files")
+            self._tasks.spawn(credentials.watch(self._end_unbelieved), "watch TLS files")
         self._dialer.closed = False
         logger.info(
             "broker %s: agents register at port %d and connect back to %s:%d%s",
@@ -196,6 +196,11 @@ class Broker(Dials):
         self._dialer.cut()
         await self._tasks.cancel_all()
         await self._stack.aclose()
+
+    def _end_unbelieved(self) -> None:
+        self._registrar.end_unbelieved()
+        if self._dial_socket is not None and self._credentials is not None:
+            self._dial_socket.end_unbelieved(self._credentials.problem)
 
     def reopen_logs(self) -> None:
         """Write the audit log to a new file of its name, as the old one was moved away."""
@@ -260,8 +265,11 @@ class Broker(Dials):
             self._desk,
             settings.dial_listen,
             self._credentials.server_context if self._credentials else None,
-            Diallers(settings.dial_allow, settings.dial_trust),
+            DialAccess(settings.dial_allow, settings.dial_trust),
             handshake_timeout=settings.handshake_timeout,
+            hello_timeout=settings.preamble_timeout,
+            most_strangers=settings.limits.unauthenticated,
+            on_refused=self._registrar.connection_refused,
         )
 
     @property

@@ -49,7 +49,15 @@ def certificate_names_pem(pem: bytes) -> tuple[str, ...]:
 
 def peer_certificate_pem(pem: bytes) -> PeerCertificate:
     """What `agents.Peer` keeps of the first certificate in `pem`; raises `ValueError`."""
-    certificate = _from_pem(pem)
+    return _kept_of(_from_pem(pem))
+
+
+def peer_certificate_der(der: bytes) -> PeerCertificate:
+    """The same of a certificate in DER."""
+    return _kept_of(_from_der(der))
+
+
+def _kept_of(certificate: x509.Certificate) -> PeerCertificate:
     return PeerCertificate(
         issuer=sys.intern(certificate.issuer.rfc4514_string()),
         serial=certificate.serial_number,

@@ -8,11 +8,12 @@ import logging
 import secrets
 import ssl
 from collections import deque
+from collections.abc import Callable
 
 from whip_core import tls_transport
 from whip_core.certificates import proves_host
 from whip_core.dial_address import DialAddress
-from whip_core.dial_wire import Ask, decode_served, encode_ask, failure, hello
+from whip_core.dial_wire import REFUSED, Ask, decode_served, encode_ask, failure, hello
 from whip_core.errors import (
     AgentGone,
     BrokerClosed,
@@ -39,9 +40,12 @@ GRACE = 2.0
 
 
 class DialClient:
-    """Opens streams through a broker. `context` is for TCP, where TLS is a must."""
+    """Opens streams through a broker.
 
-    def __init__(self, address: DialAddress, context: ssl.SSLContext | None) -> None:
+    `context` gives the TLS context for a new connection in TCP, where TLS is a must.
+    """
+
+    def __init__(self, address: DialAddress, context: Callable[[], ssl.SSLContext] | None) -> None:
         self.address = address
         self._context = context
         self._idle: deque[FramedConnection] = deque()
@@ -138,8 +142,8 @@ class DialClient:
                     logger.debug("%r was dead: %s", connection, error)
                     continue
                 said = f"{about}the broker at {self.address}"
-                if "refused: " in str(error):
-                    raise NotAuthorized(f"{said}: {error}") from error
+                if connection.reset_why.startswith(REFUSED):
+                    raise NotAuthorized(f"{said} {connection.reset_why}") from error
                 raise BrokerClosed(f"{said} went away: {error}") from error
 
     def _take(self) -> FramedConnection | None:
@@ -194,7 +198,7 @@ class DialClient:
         if self._context is None:
             raise ValueError("over TCP it takes TLS")
         secured = await tls_transport.connect(
-            connection, host, port, self._context, handshake_timeout=CONNECT_TIMEOUT
+            connection, host, port, self._context(), handshake_timeout=CONNECT_TIMEOUT
         )
         certificate = peer_certificate(secured)
         if certificate is None or not proves_host(certificate, host):

@@ -4,7 +4,7 @@ Who may: on a unix socket whoever may open it (mode 0600: this user), and their 
 taken for whom they dial for. Over TCP a certificate from our CA is needed, and one of its
 names has to be among those that may dial: an agent's certificate is from the same CA and
 must not reach other agents. Such a program dials as itself; only a proxy that is trusted
-with it may say for whom (`Diallers`).
+with it may say for whom (`DialAccess`).
 """
 
 from __future__ import annotations
@@ -13,39 +13,39 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import socket
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from whip_core import tls_transport
 from whip_core.acceptor import Acceptor
+from whip_core.agents import Peer, PeerCertificate
 from whip_core.caller import Caller
-from whip_core.certificates import certificate_names
+from whip_core.certificates import certificate_names, peer_certificate_der
 from whip_core.dial_address import DialAddress
 from whip_core.dial_wire import (
+    REFUSED,
     Ask,
     HelloReader,
     Served,
     asks_for_news,
     decode_ask,
+    encode_failure,
     encode_served,
-    failure_code,
 )
 from whip_core.errors import DialError, RemoteProtocolError, SettingsError
 from whip_core.framed import FramedConnection
 from whip_core.frames import FrameCodec, OpenRequested, Role
 from whip_core.host_patterns import covers
 from whip_core.relay import RelaySide, join
-from whip_core.sockets import bind, bind_unix, duplex, peer_address
+from whip_core.sockets import bind, bind_unix
+from whip_core.strangers import OnRefused, Stranger, Strangers
 from whip_core.stream import Stream
 from whip_core.tasks import TaskSet
 from whip_core.tls import peer_certificate
 
 logger = logging.getLogger(__name__)
-
-HELLO_TIMEOUT = 5.0
-"""Seconds a program has, once connected, to say hello: as agents have for their preamble."""
 
 
 class DialHandler(Protocol):
@@ -59,7 +59,7 @@ class DialHandler(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Diallers:
+class DialAccess:
     """Names of certificates, or `*.rest`, whose holders may dial over TCP.
 
     `trusted` ones may also say on whose behalf; the others dial as themselves.
@@ -89,6 +89,19 @@ def _has_one_of(names: Sequence[str], patterns: Sequence[str]) -> bool:
     return any(name == pattern or covers([pattern], name) for name in names for pattern in patterns)
 
 
+def check_address(address: DialAddress, access: DialAccess, *, has_tls: bool) -> None:
+    """Raises `SettingsError` unless it is clear who may dial at `address`."""
+    if address.path is not None:
+        return
+    if not has_tls:
+        raise SettingsError(f"a dial socket at {address} needs TLS: without it, use unix:/path")
+    if not (access.allowed or access.trusted):
+        raise SettingsError(
+            f"say who may dial at {address}: --dial-allow or --dial-trust NAME, "
+            "a name in the certificates of those programs"
+        )
+
+
 class DialSocket:
     """Listens at `addresses`. An async context manager; `bound` is where it listens."""
 
@@ -97,18 +110,26 @@ class DialSocket:
         handler: DialHandler,
         addresses: Sequence[DialAddress],
         context: Callable[[], ssl.SSLContext] | None,
-        admission: Diallers,
+        access: DialAccess,
         *,
         handshake_timeout: float,
+        hello_timeout: float,
+        most_strangers: int,
+        on_refused: OnRefused,
     ) -> None:
+        """The last three are for who has not said hello yet, at each address (`strangers`)."""
         self._handler = handler
         self._addresses = addresses
         self._context = context
-        self._admission = admission
+        self._access = access
         self._handshake_timeout = handshake_timeout
+        self._hello_timeout = hello_timeout
+        self._most_strangers = most_strangers
+        self._on_refused = on_refused
         self._acceptors: list[Acceptor] = []
+        self._strangers: list[Strangers] = []
         self._tasks = TaskSet()
-        self._connections: set[_Greeting | _Dialler] = set()
+        self._connections: set[_DialConnection] = set()
         self.bound: list[DialAddress] = []
 
     async def __aenter__(self) -> DialSocket:
@@ -127,6 +148,8 @@ class DialSocket:
         """Take no more programs and dials, and drop those that are connected."""
         for acceptor in self._acceptors:
             acceptor.close()
+        for strangers in self._strangers:
+            strangers.close()
         for connection in tuple(self._connections):
             connection.drop()
         await self._tasks.cancel_all()
@@ -135,120 +158,101 @@ class DialSocket:
                 address.path.unlink(missing_ok=True)
         self.bound.clear()
 
+    def end_unbelieved(self, problem: Callable[[PeerCertificate | None], str | None]) -> None:
+        """End the connections whose certificate has a `problem` by now: as agents' sessions
+        are ended, so that no dial begins and no news is told, but what is open may finish.
+        """
+        for connection in tuple(self._connections):
+            peer = connection.peer
+            if not connection.ended and (why := problem(peer.certificate)) is not None:
+                who = ", ".join(peer.certificate_names or ())
+                logger.warning("%s at %s port %d dials no more: %s", who, *peer.address, why)
+                connection.end()
+
     async def _listen(self, address: DialAddress) -> None:
         if address.path is not None:
             sock = bind_unix(address.path, "choose another --dial-listen")
-            self._acceptors.append(Acceptor(sock, lambda: _Greeting(self, None)))
+            self._accept([sock], None, None)
             self.bound.append(address)
             return
-        if self._context is None:
-            raise SettingsError(f"a dial socket at {address} needs TLS: without it, use unix:/path")
-        if not (self._admission.allowed or self._admission.trusted):
-            raise SettingsError(
-                f"say who may dial at {address}: --dial-allow or --dial-trust NAME, "
-                "a name in the certificates of those programs"
-            )
+        check_address(address, self._access, has_tls=self._context is not None)
         sockets = bind([address.host], address.port, "choose another --dial-listen")
-        for sock in sockets:
-            self._acceptors.append(Acceptor(sock, self._over_tls))
+        self._accept(sockets, self._context, self._access)
         self.bound.append(dataclasses.replace(address, port=sockets[0].getsockname()[1]))
 
-    def _over_tls(self) -> asyncio.BaseProtocol:
-        assert self._context is not None
-        return tls_transport.Accepting(
-            _Greeting(self, self._admission),
-            self._context(),
-            handshake_timeout=self._handshake_timeout,
-            on_failure=self._no_handshake,
+    def _accept(
+        self,
+        sockets: Sequence[socket.socket],
+        context: Callable[[], ssl.SSLContext] | None,
+        access: DialAccess | None,
+    ) -> None:
+        strangers = Strangers(
+            "dial socket", self._most_strangers, self._hello_timeout, self._on_refused
         )
 
-    def _no_handshake(self, address: tuple[str, int], error: Exception) -> None:
-        logger.warning("dial socket: no TLS handshake with %s port %d: %s", *address, error)
+        def arrived() -> asyncio.BaseProtocol:
+            return strangers.arrive(
+                _Greeting(self, strangers, access),
+                context() if context is not None else None,
+                self._handshake_timeout,
+            )
+
+        self._strangers.append(strangers)
+        self._acceptors.extend(Acceptor(sock, arrived) for sock in sockets)
 
 
-class _Greeting(asyncio.Protocol):
-    """A connection from its handshake to its hello. `admission` is None on a unix socket."""
+class _Greeting(Stranger):
+    """A connection from its acceptance to its hello. `access` is None on a unix socket."""
 
-    def __init__(self, owner: DialSocket, admission: Diallers | None) -> None:
+    reason = "hello"
+
+    def __init__(self, owner: DialSocket, strangers: Strangers, access: DialAccess | None) -> None:
+        super().__init__(strangers)
         self._owner = owner
-        self._admission = admission
+        self._access = access
         self._reader = HelloReader()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = duplex(transport)
-        self._address = peer_address(transport)
-        self._owner._connections.add(self)
-        loop = asyncio.get_running_loop()
-        self._deadline = loop.call_later(HELLO_TIMEOUT, self._too_late)
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            names = self._names()
-            if not self._reader.feed(data):
+    def heard(self, data: bytes) -> None:
+        names: tuple[str, ...] = ()
+        der = peer_certificate(self.transport)
+        if self._access is not None:
+            names = certificate_names(der) if der is not None else ()
+            if not self._access.admits(names):
+                shown = ", ".join(names) or "no name at all"
+                self.refuse(
+                    "not-authorized",
+                    f"its certificate is for {shown}, which may not dial here "
+                    "(the broker's --dial-allow and --dial-trust say which may)",
+                )
                 return
-        except (RemoteProtocolError, ValueError) as error:  # ValueError: its certificate
-            self._refuse(str(error))
-            return
-        self._leave()
-        dialler = _Dialler(self._owner, self._admission, names, self._address)
-        self._transport.set_protocol(dialler.connection)
-        dialler.connection.connection_made(self._transport)
-        if self._reader.rest:
-            dialler.connection.data_received(self._reader.rest)
+        if self._reader.feed(data):
+            certificate = peer_certificate_der(der) if der is not None else None
+            peer = Peer(self.address, names, certificate)
+            dialing = _DialConnection(self._owner, self._access, peer)
+            self.become(dialing.connection, self._reader.rest)
 
-    def _names(self) -> tuple[str, ...]:
-        if self._admission is None:
-            return ()
-        certificate = peer_certificate(self._transport)
-        names = certificate_names(certificate) if certificate is not None else ()
-        if not self._admission.admits(names):
-            shown = ", ".join(names) or "no name at all"
-            raise RemoteProtocolError(
-                f"its certificate is for {shown}, which may not dial here "
-                "(the broker's --dial-allow and --dial-trust say which may)"
-            )
-        return names
-
-    def eof_received(self) -> bool:
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._leave()
-
-    def drop(self) -> None:
-        self._transport.abort()
-
-    def _too_late(self) -> None:
-        self._refuse(f"said nothing useful for {HELLO_TIMEOUT:g} s")
-
-    def _refuse(self, why: str) -> None:
-        logger.warning("dial socket: refused %s port %d: %s", *self._address, why)
-        self._leave()
-        self._transport.write(FrameCodec(Role.ACCEPTOR).reset(f"refused: {why}"))
-        self._transport.close()
-
-    def _leave(self) -> None:
-        self._deadline.cancel()
-        self._owner._connections.discard(self)
+    def farewell(self, why: str) -> bytes:
+        return FrameCodec(Role.ACCEPTOR).reset(f"{REFUSED}{why}")
 
 
-class _Dialler:
+class _DialConnection:
     """One connection of a program that dials, behind its hello."""
 
     def __init__(
         self,
         owner: DialSocket,
-        admission: Diallers | None,
-        names: tuple[str, ...],
-        address: tuple[str, int],
+        access: DialAccess | None,
+        peer: Peer,
     ) -> None:
         self._owner = owner
-        self._admission = admission
-        self._names = names
-        self._address = address
+        self._access = access
+        self.peer = peer
+        self._serves = False
+        self.ended = False
         self.connection = FramedConnection(
             Role.ACCEPTOR,
             on_open=self._asked,
+            on_idle=self._idle,
             on_lost=lambda _: owner._connections.discard(self),
             dial_socket=True,
         )
@@ -256,6 +260,17 @@ class _Dialler:
 
     def drop(self) -> None:
         self.connection.close()
+
+    def end(self) -> None:
+        """Take no dial any more, and give no news; a stream that is open may finish."""
+        self.ended = True
+        if not self._serves:
+            self.connection.close()
+
+    def _idle(self, connection: FramedConnection) -> None:
+        self._serves = False
+        if self.ended:
+            connection.close()
 
     def _asked(self, connection: FramedConnection, request: OpenRequested) -> asyncio.Task[None]:
         work = self._news() if asks_for_news(request.name) else self._dial(request)
@@ -272,11 +287,12 @@ class _Dialler:
         try:
             stream, served = await self._owner._handler.dial(self._read(request))
         except DialError as error:
-            self.connection.refuse(failure_code(error), str(error))
+            self.connection.refuse(*encode_failure(error))
             return
         if self.connection.lost:
             stream.reset("whoever dialled has gone")
             return
+        self._serves = True
         service, program = RelaySide(), RelaySide()
         stream.attach(service)
         self.connection.accept(extra={}, told=encode_served(served)).attach(program)
@@ -287,9 +303,11 @@ class _Dialler:
             ask = decode_ask(request.name, request.port)
         except RemoteProtocolError as error:
             raise DialError(f"the dial socket was asked for something odd: {error}") from error
-        if self._admission is None:
+        if self._access is None:
             return ask
-        caller = self._admission.caller(ask.caller, self._names, self._address)
+        caller = self._access.caller(
+            ask.caller, self.peer.certificate_names or (), self.peer.address
+        )
         return dataclasses.replace(ask, caller=caller)
 
     async def _news(self) -> None:

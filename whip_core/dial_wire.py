@@ -7,7 +7,8 @@ OPEN's name is what is dialled; behind a NUL stands JSON with what the dial need
 how long to wait, how long it may take, and on whose behalf it is made. An empty name asks
 for the broker's *news* instead: a stream of JSON lines that goes on until it is closed. A
 failed dial answers with a code for each class of `DialError`, so that the same error comes
-out at the other end. Whatever breaks these forms is a `RemoteProtocolError`.
+out at the other end (before the text of `Busy` stands which limit it is). Whatever breaks
+these forms is a `RemoteProtocolError`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from whip_core import errors
 from whip_core.agents import AgentView
@@ -27,6 +28,8 @@ from whip_core.names import AgentName, printable
 VERSION = 1
 HELLO_TYPE = 0x01
 """The frame type of reverse connections' preamble: no frame after it has that."""
+REFUSED = "refused: "
+"""What the RESET's text begins with that answers a hello: whoever says it gets no dial."""
 HEADER_SIZE = 4
 MAX_HELLO_SIZE = 1024
 """Octets of a hello: it says a version, and may say more one day."""
@@ -44,6 +47,8 @@ FAILURES: dict[int, type[DialError]] = {
     19: errors.NotAuthorized,
     20: errors.BrokerClosed,
     21: DialError,
+    22: errors.Busy,
+    23: errors.PluginError,
 }
 """FAILED's code on a dial socket. 1 and 2 are what they are between broker and agent."""
 _CODES = {error: code for code, error in FAILURES.items()}
@@ -126,14 +131,23 @@ def asks_for_news(text: str) -> bool:
     return text.startswith("\0") or not text
 
 
-def failure_code(error: DialError) -> int:
-    """The code of the nearest class that has one."""
-    return next(_CODES[each] for each in type(error).__mro__ if each in _CODES)
+def encode_failure(error: DialError) -> tuple[int, str]:
+    """FAILED's code, of the nearest class that has one, and its text."""
+    code = next(_CODES[each] for each in type(error).__mro__ if each in _CODES)
+    if isinstance(error, errors.Busy):
+        return code, f"{error.reason}: {error}"
+    return code, str(error)
 
 
 def failure(code: int, why: str) -> DialError:
     """The error that a FAILED frame stands for."""
-    return FAILURES.get(code, DialError)(why)
+    kind = FAILURES.get(code, DialError)
+    if kind is errors.Busy:
+        told, _, text = why.partition(": ")
+        for reason in get_args(errors.BusyReason):
+            if told == reason:
+                return errors.Busy(text, reason=reason)
+    return kind(why)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +258,7 @@ def encode_agent(view: AgentView) -> dict[str, Any]:
         "round_trip": view.round_trip,
         "registered_at": view.registered_at,
         "draining": view.draining,
+        "ejected": view.ejected,
     }
 
 
@@ -275,6 +290,7 @@ def decode_agent(told: Any) -> AgentView:
         round_trip=None if round_trip is None else _seconds(round_trip),
         registered_at=_float(told.get("registered_at", 0.0)),
         draining=bool(told.get("draining")),
+        ejected=bool(told.get("ejected")),
     )
 
 

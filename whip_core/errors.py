@@ -6,6 +6,8 @@ errors are `OSError`, so code that knows only asyncio (mitmproxy among it) handl
 
 from __future__ import annotations
 
+from typing import Literal
+
 
 class WhipError(Exception):
     """Anything that whip itself raises."""
@@ -85,13 +87,17 @@ class PluginError(DialError):
     reason = "plugin"
 
 
+BusyReason = Literal["busy", "dial-rate", "pending-dials", "streams", "streams-per-agent"]
+"""Which limit: all there are, as they are labels of metrics."""
+
+
 class Busy(DialError, ConnectionRefusedError):
     """A limit of the broker is reached (`limits`); `reason` is which."""
 
     reason = "busy"
     http_status = 503
 
-    def __init__(self, message: str, *, reason: str = reason) -> None:
+    def __init__(self, message: str, *, reason: BusyReason = "busy") -> None:
         super().__init__(message)
         self.reason = reason
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
-from whip_core.dial_wire import failure, failure_code
+from whip_core.dial_wire import encode_failure, failure
 from whip_core.errors import AgentGone, DialError, RemoteProtocolError
 from whip_core.fabric import Fabric, FabricError
 from whip_core.fabric_wire import Gate, Message, Unwelcome, broker_key, number, text
@@ -66,7 +66,8 @@ class FabricMail:
 
     def refuse(self, error: DialError) -> bytes:
         """The answer that has `request` raise this error at the other end."""
-        return self.seal("refused", code=failure_code(error), why=str(error))
+        code, why = encode_failure(error)
+        return self.seal("refused", code=code, why=why)
 
     async def ask(
         self, key: str, kind: str, *, timeout: float = ASK_TIMEOUT, **body: Any

@@ -58,6 +58,8 @@ class FramedConnection(asyncio.Protocol):
     """
 
     can_half_close = True
+    reset_why = ""
+    """What the peer said when it broke the connection, if it did."""
 
     def __init__(
         self,
@@ -280,6 +282,7 @@ class FramedConnection(asyncio.Protocol):
                 self._fail_opening(self._failure(code, why))
                 self._idle()
             case frames.ResetReceived(why):
+                self.reset_why = why
                 self._lose(broken(why), "reset")
                 self.transport.abort()
             case frames.PingReceived(payload):

@@ -17,8 +17,8 @@ import httpcore
 import httpx
 
 from whip_core import tls_transport
-from whip_core.broker import Broker
 from whip_core.caller import NOBODY, Caller
+from whip_core.dials import Dials
 from whip_core.sockets import duplex
 from whip_core.stream_reader import BrokenLastReader
 
@@ -31,13 +31,14 @@ HANDSHAKE_TIMEOUT = 30.0
 class WhipTransport(httpx.AsyncHTTPTransport):
     """httpx's own transport, but for where its connections come from.
 
-    `caller` is what plugins get to see of who asks; `wait` as for `Broker.open_connection`;
-    all else as for `httpx.AsyncHTTPTransport`. The broker is not closed with it.
+    The broker is one here, or one that `whip_core.connect` gave. `caller` is what plugins get
+    to see of who asks; `wait` as for `Dials.open_connection`; all else as for
+    `httpx.AsyncHTTPTransport`. The broker is not closed with it.
     """
 
     def __init__(
         self,
-        broker: Broker,
+        broker: Dials,
         *,
         caller: Caller = NOBODY,
         wait: float = 0.0,
@@ -65,7 +66,7 @@ class WhipTransport(httpx.AsyncHTTPTransport):
 class WhipBackend(httpcore.AsyncNetworkBackend):
     """httpcore's seam: each connection is a stream of the broker."""
 
-    def __init__(self, broker: Broker, *, caller: Caller = NOBODY, wait: float = 0.0) -> None:
+    def __init__(self, broker: Dials, *, caller: Caller = NOBODY, wait: float = 0.0) -> None:
         self._broker = broker
         self._caller = caller
         self._wait = wait

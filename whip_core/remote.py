@@ -12,7 +12,7 @@ from types import TracebackType
 from whip_core.activity import Activity
 from whip_core.agents import AgentView, RequestFinished
 from whip_core.caller import Caller
-from whip_core.certificates import check_files, expires_at
+from whip_core.credentials import Credentials
 from whip_core.dial_address import DialAddress
 from whip_core.dial_client import DialClient
 from whip_core.dial_wire import Ask, decode_agent, decode_news
@@ -26,10 +26,9 @@ from whip_core.errors import (
 )
 from whip_core.metrics import BrokerMetrics
 from whip_core.names import is_within, normalize
-from whip_core.settings import RemoteSettings, TLSFiles
+from whip_core.settings import RemoteSettings, Role, TLSFiles
 from whip_core.stream import Stream
 from whip_core.tasks import TaskSet
-from whip_core.tls import client_context
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +41,8 @@ class RemoteBroker(Dials):
     """An async context manager; while it is open, names can be dialled through the broker.
 
     The broker may come and go: dials fail with `BrokerClosed` while it is away, or wait for
-    it as they wait for an agent. What belongs to whip is what it said last; until it has
-    said so for the first time every name does, so that none gets out.
+    it as they wait for an agent. What it once said to be whip's is whip's from then on; until
+    it has said so for the first time every name is, so that none gets out.
     """
 
     def __init__(self, settings: RemoteSettings) -> None:
@@ -65,22 +64,23 @@ class RemoteBroker(Dials):
         return f"<RemoteBroker {self.settings.address} agents={len(self._agents)}>"
 
     async def __aenter__(self) -> RemoteBroker:
-        files = self.settings.tls
-        if files is not None and self.settings.address.path is None:
-            for warning in check_files(files):
-                logger.warning(warning)
-            self.metrics.certificate_expires(expires_at(files.cert.read_bytes()))
-            context = client_context(files)
-        elif self.settings.address.path is None:
-            raise SettingsError(
-                f"a broker at {self.settings.address} takes TLS: give key, certificate and CA"
-            )
-        else:
-            context = None
+        if self._client is None:  # else `connect` has opened it
+            self._open()
+        return self
+
+    def _open(self) -> None:
+        files, context = self.settings.tls, None
+        if self.settings.address.path is None:
+            if files is None:
+                raise SettingsError(
+                    f"a broker at {self.settings.address} takes TLS: give key, certificate and CA"
+                )
+            credentials = Credentials(files, Role.AGENT, self.metrics.certificate_expires)
+            context = credentials.client_context
+            self._tasks.spawn(credentials.watch(), "watch TLS files")
         self._client = DialClient(self.settings.address, context)
         self._first_contact = asyncio.get_running_loop().create_future()
         self._tasks.spawn(self._follow(self._client), f"news of {self.settings.address}")
-        return self
 
     async def __aexit__(
         self,
@@ -265,7 +265,7 @@ async def connect(
     if dial_timeout is not None:
         settings = RemoteSettings(address=settings.address, tls=files, dial_timeout=dial_timeout)
     broker = RemoteBroker(settings)
-    await broker.__aenter__()
+    broker._open()
     try:
         await broker.meet()
     except BaseException:

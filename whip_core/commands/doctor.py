@@ -10,16 +10,35 @@ import click
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from whip_core import tls
-from whip_core.broker_options import BROKER_OPTIONS, METRICS_LISTEN, chosen, declare
-from whip_core.broker_values import flags_of, read_broker, read_plugins
+from whip_core.broker_options import (
+    BROKER_OPTIONS,
+    METRICS_LISTEN,
+    REMOTE,
+    chosen,
+    declare,
+)
+from whip_core.broker_values import (
+    flags_of,
+    read_broker,
+    read_dial_socket,
+    read_plugins,
+    read_remote,
+)
 from whip_core.certificates import certificates_in, proves_host
 from whip_core.checkup import Checkup, Streams, check_certificates, check_machine, check_port
 from whip_core.cli import CommandsByEntryPoint
+from whip_core.commands.broker import OPTIONS as ALONE_OPTIONS
+from whip_core.dial_address import DialAddress
+from whip_core.dial_checkup import check_dial_socket, check_remote
+from whip_core.dial_socket import DialAccess, check_address
 from whip_core.errors import SettingsError
 from whip_core.options import common_options, json_option
 from whip_core.pem_files import read_pem_file
 from whip_core.settings import BrokerSettings, Role, is_loopback
-from whip_core.sockets import bind
+from whip_core.sockets import answers, bind
+
+PROXY_OPTIONS = (*BROKER_OPTIONS, REMOTE)
+ANY = ("0.0.0.0", "::")  # noqa: S104  # it is only compared with
 
 
 class Doctors(CommandsByEntryPoint):
@@ -38,16 +57,49 @@ def doctor() -> None:
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 @common_options(metrics_listen=METRICS_LISTEN)
-@declare(BROKER_OPTIONS)
+@declare(PROXY_OPTIONS)
 @json_option
 def proxy(as_json: bool, log_level: str, **values: Any) -> None:
-    """What keeps a broker (whip proxy, whip forward) with these options from working."""
+    """What keeps whip proxy, or whip forward, with these options from working.
+
+    As a broker, or as one that dials through another's dial socket (--broker).
+    """
     checkup = Checkup()
     check_machine(checkup)
-    options = chosen(BROKER_OPTIONS, values, metrics_given=False)
+    options = chosen(PROXY_OPTIONS, values, metrics_given=False)
+    spell = flags_of(PROXY_OPTIONS)
+    try:
+        remote = read_remote(options, spell)
+        if remote is not None:
+            work = check_remote(checkup, remote)
+        else:
+            read_plugins(options).load()
+            work = _check(checkup, read_broker(options, spell))
+    except SettingsError as error:
+        checkup.problem("options", str(error))
+    else:
+        asyncio.run(work)
+    checkup.show(as_json=as_json)
+
+
+@click.command()
+@common_options(metrics_listen=METRICS_LISTEN)
+@declare(ALONE_OPTIONS)
+@json_option
+def broker(as_json: bool, log_level: str, **values: Any) -> None:
+    """What keeps whip broker with these options from working."""
+    checkup = Checkup()
+    check_machine(checkup)
+    options = chosen(ALONE_OPTIONS, values, metrics_given=False)
+    spell = flags_of(ALONE_OPTIONS)
     try:
         read_plugins(options).load()
-        settings = read_broker(options, flags_of(BROKER_OPTIONS))
+        settings = read_dial_socket(options, read_broker(options, spell), spell)
+        if not settings.dial_listen:
+            raise SettingsError("give --dial-listen: where others dial through this broker")
+        access = DialAccess(settings.dial_allow, settings.dial_trust)
+        for address in settings.dial_listen:
+            check_address(address, access, has_tls=settings.tls is not None)
     except SettingsError as error:
         checkup.problem("options", str(error))
     else:
@@ -72,6 +124,29 @@ async def _check(checkup: Checkup, settings: BrokerSettings) -> None:
         else:
             host = settings.external_host
         await _check_running(checkup, settings, check, host, port, option)
+    for address in settings.dial_listen:
+        if not usable and address.path is None:
+            continue
+        await _check_dial_listen(checkup, settings, address)
+
+
+async def _check_dial_listen(
+    checkup: Checkup, settings: BrokerSettings, address: DialAddress
+) -> None:
+    if address.path is not None:
+        if answers(address.path):
+            await check_dial_socket(checkup, address, None, "this user, whose word is taken")
+        else:
+            checkup.ok("dial socket", f"{address} is free: no broker has it now")
+        return
+    try:
+        for sock in bind([address.host], address.port, ""):
+            sock.close()
+    except SettingsError:
+        host = settings.external_host if address.host in ANY else address.host
+        await _check_running(checkup, settings, "dial socket", host, address.port, "--dial-listen")
+    else:
+        checkup.ok("dial socket", f"{address} is free: no broker has it now")
 
 
 def _check_name(checkup: Checkup, settings: BrokerSettings) -> None:
