@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import ssl
 from collections.abc import AsyncIterator
@@ -121,15 +122,21 @@ def test_httpx_keeps_a_connection_for_the_next_request(tmp_path: Path, http2: bo
 
 def test_both_take_a_broker_in_another_process(tmp_path: Path) -> None:
     async def main() -> None:
-        async with net(tmp_path), await connect(f"unix:{tmp_path / 'dial.sock'}") as broker:
+        async with (
+            net(tmp_path) as it,
+            await connect(f"unix:{tmp_path / 'dial.sock'}") as broker,
+        ):
             transport = WhipTransport(broker, verify=trusting())
             async with httpx.AsyncClient(transport=transport) as client:
                 assert (await client.get(f"https://{TLS}/small")).text == "It works."
+            del client, transport
+            gc.collect()  # while TLS is still being ended: nothing is found unclosed
             async with (
                 aiohttp.ClientSession(connector=WhipConnector(broker)) as session,
                 session.get(f"https://{TLS}/small", ssl=trusting()) as answer,
             ):
                 assert await answer.text() == "It works."
+            await it.watch.until(lambda: len(it.watch.closed) == 2)
 
     run(main())
     for client in (WhipTransport, WhipConnector):  # what a type checker lets pass

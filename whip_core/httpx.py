@@ -96,16 +96,9 @@ class WhipBackend(httpcore.AsyncNetworkBackend):
 
 
 class _Stream(httpcore.AsyncNetworkStream):
-    def __init__(
-        self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        below: _Stream | None = None,
-    ) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        # Kept, as Python 3.13 closes the transport of a StreamWriter that nobody has any more.
-        self._below = below
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         with _translated(httpcore.ReadTimeout, httpcore.ReadError):
@@ -128,7 +121,7 @@ class _Stream(httpcore.AsyncNetworkStream):
         timeout: float | None = None,
     ) -> httpcore.AsyncNetworkStream:
         reader = BrokenLastReader()
-        protocol = asyncio.StreamReaderProtocol(reader)
+        protocol = _OverTLS(reader, self)
         with _translated(httpcore.ConnectTimeout, httpcore.ConnectError):
             transport = await tls_transport.start(
                 protocol,
@@ -138,13 +131,25 @@ class _Stream(httpcore.AsyncNetworkStream):
                 handshake_timeout=HANDSHAKE_TIMEOUT if timeout is None else timeout,
             )
         loop = asyncio.get_running_loop()
-        return _Stream(reader, asyncio.StreamWriter(transport, protocol, reader, loop), self)
+        return _Stream(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
 
     def get_extra_info(self, info: str) -> Any:
         if info == "is_readable":  # asked of an idle connection: has the server closed it?
             ended = self._reader.at_eof() or self._reader.exception() is not None
             return ended or self._writer.is_closing()
         return self._writer.get_extra_info({"server_addr": "peername"}.get(info, info))
+
+
+class _OverTLS(asyncio.StreamReaderProtocol):
+    """Keeps the stream below while there is a transport, also once httpx has let go of both.
+
+    Python closes the transport of a StreamWriter that nobody has any more, and warns; here it
+    may still have to tell the service that TLS has ended.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, below: _Stream) -> None:
+        super().__init__(reader)
+        self._below = below
 
 
 @contextmanager
