@@ -37,7 +37,8 @@ LAYERS = {
         "whip_core": "acceptor awaited control_server control_socket credentials deadlines"
         " dial_client dial_socket drain fabric_local fabric_mail fabric_nats forward framed"
         " heartbeat log_lines outbox parked_pool raw relay reverse_listener session sockets"
-        " strangers stream stream_reader systemd tasks tls tls_transport tls_trial web",
+        " strangers stream stream_reader systemd tasks tls tls_records tls_transport tls_trial"
+        " web",
         "client_agent": "berth control_client discovery egress_tunnel local parker reverse",
     },
     3: {  # assembly

@@ -1,10 +1,9 @@
-"""TLS over any asyncio transport: a thin protocol around `ssl.SSLObject`.
+"""TLS over any asyncio transport: `tls_records` with a socket below and a protocol above.
 
 asyncio's own TLS keeps a buffer of 256 KiB for each connection; this keeps none, because
 what is decrypted is handed on before the call returns: all connections share two buffers.
-uvloop's is lean and a little faster, but hangs when both ends write megabytes at once
-over small socket buffers (uvloop 0.23; the conformance suite's first test shows it). The
-cryptography, and every decision about the handshake, is OpenSSL's.
+uvloop's hangs when both ends write megabytes at once over small socket buffers (uvloop
+0.23; the conformance suite's first test shows it).
 
 An end by TLS's own means (close_notify) is `eof_received`. A connection that goes without
 it is `connection_lost` alone, so that a cut cannot pass for an end. Ending one direction
@@ -14,92 +13,45 @@ only is not offered: `can_write_eof` is False.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 import ssl
+import threading
 from collections.abc import Callable
 from typing import Any, cast
 
 from whip_core.drain import BoundedDrain
 from whip_core.sockets import duplex, peer_address
+from whip_core.tls_records import RECORD_SIZE, TLSRecords
 
 logger = logging.getLogger(__name__)
 
 READ_SIZE = 64 * 1024
 """Octets taken from a socket in one read: what a socket's buffer usually holds."""
-RECORD_SIZE = 16 * 1024
-"""Octets of one TLS record (RFC 8446 §5.1), and what OpenSSL is given at a time. Its memory
-BIOs never shrink: in larger pieces, each connection would keep the largest it ever saw."""
-
-_received = bytearray(READ_SIZE)
-_received_view = memoryview(_received)
-_nothing = _received_view[:0]
-# What one read brings may complete a record whose beginning came before.
-_decrypted_view = memoryview(bytearray(READ_SIZE + RECORD_SIZE))
 
 
-class TLSTransport(asyncio.Transport):
-    """What the protocol above sees; the wire below is a `_Wire`."""
+class _Buffers(threading.local):
+    """What all connections of an event loop's thread share: nothing stays in it between calls."""
 
-    def __init__(self, wire: _Wire, extra: dict[str, Any]) -> None:
-        super().__init__(extra)
-        self._wire = wire
-
-    def __repr__(self) -> str:
-        return f"<TLSTransport {self._wire!r}>"
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        value = super().get_extra_info(name)
-        return value if value is not None else self._wire.transport.get_extra_info(name, default)
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        self._wire.protocol = protocol  # type: ignore[assignment]  # as in asyncio
-
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        return self._wire.protocol
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self._wire.encrypt(data)
-
-    def can_write_eof(self) -> bool:
-        return False
-
-    def write_eof(self) -> None:
-        raise NotImplementedError("TLS ends in both directions")
-
-    def is_closing(self) -> bool:
-        return self._wire.closing
-
-    def close(self) -> None:
-        self._wire.close()
-
-    def abort(self) -> None:
-        self._wire.abort()
-
-    def pause_reading(self) -> None:
-        self._wire.pause_reading()
-
-    def resume_reading(self) -> None:
-        self._wire.resume_reading()
-
-    def is_reading(self) -> bool:
-        return not self._wire.paused and not self._wire.closing
-
-    def get_write_buffer_size(self) -> int:
-        return self._wire.transport.get_write_buffer_size()
-
-    def get_write_buffer_limits(self) -> tuple[int, int]:
-        return self._wire.transport.get_write_buffer_limits()
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        self._wire.transport.set_write_buffer_limits(high, low)
+    def __init__(self) -> None:
+        self.received = memoryview(bytearray(READ_SIZE))
+        # What one read brings may complete a record whose beginning came before.
+        self.decrypted = memoryview(bytearray(READ_SIZE + RECORD_SIZE))
 
 
-class _Wire(asyncio.BufferedProtocol):
-    """The encrypted side: handshake, records in, records out."""
+_buffers = _Buffers()
 
+
+class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
+    """A transport to the protocol above it, and the protocol of the transport below.
+
+    The protocol above gets `connection_made` when the handshake is done, and is asked for
+    its `data_received` once, when it is set.
+    """
+
+    takes_views = True
     transport: asyncio.Transport
+    """The one below."""
 
     def __init__(
         self,
@@ -111,23 +63,28 @@ class _Wire(asyncio.BufferedProtocol):
         handshake_timeout: float,
         on_handshake: Callable[[Exception | None], None],
     ) -> None:
-        self.protocol = protocol
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._ssl = context.wrap_bio(
-            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
+        super().__init__()
+        self.set_protocol(protocol)
+        self._records = TLSRecords(
+            context, server_side=server_side, server_hostname=server_hostname
         )
         self._handshake_timeout = handshake_timeout
         self._on_handshake: Callable[[Exception | None], None] | None = on_handshake
-        self._established = False
-        self._ended = False
+        self._received, self._decrypted = _buffers.received, _buffers.decrypted
         self._drain: BoundedDrain | None = None
-        self.upper: TLSTransport | None = None
-        self.closing = False
-        self.paused = False
+        self._established = False
+        self._closing = False
+        self._paused = False
+        self._flows = False  # what is received can be handed on
 
     def __repr__(self) -> str:
-        state = "closing" if self.closing else "open" if self._established else "handshake"
-        return f"<_Wire {state} {peer_address(self.transport)}>"
+        state = "closing" if self._closing else "open" if self._established else "handshake"
+        return f"<TLSTransport {state} {peer_address(self.transport)}>"
+
+    @property
+    def plain(self) -> asyncio.Transport | None:
+        """What it runs on; None as long as it is not connected."""
+        return getattr(self, "transport", None)
 
     # The plain transport's side
 
@@ -137,43 +94,49 @@ class _Wire(asyncio.BufferedProtocol):
         self._deadline = loop.call_later(self._handshake_timeout, self._too_late)
         self._shake_hands()
 
-    @property
-    def plain(self) -> asyncio.Transport | None:
-        """What it runs on; None as long as it is not connected."""
-        return getattr(self, "transport", None)
-
-    def get_buffer(self, sizehint: int) -> bytearray:
-        return _received
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._received
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._drain is not None:
+        if self._flows:
+            data = self._records.decrypt(self._received[:nbytes], self._decrypted)
+            if data:
+                self._give(data)
+            self._after_reading()
+        elif self._drain is not None:
             self._drain.discard(nbytes)
-            return
-        received = _received_view[:nbytes]
-        if self._established and not (self.paused or self.closing):
-            self._decrypt(received)
-            return
-        self._incoming.write(received)
-        if not self._established:
-            self._shake_hands()
+        else:
+            self._records.feed(self._received[:nbytes])
+            if not self._established:
+                self._shake_hands()
+
+    def data_received(self, data: bytes | memoryview) -> None:
+        """From a transport that gives bytes: a stream, under another TLS."""
+        view = memoryview(data)
+        for begin in range(0, len(view), READ_SIZE):
+            piece = view[begin : begin + READ_SIZE]
+            self._received[: len(piece)] = piece
+            self.buffer_updated(len(piece))
 
     def eof_received(self) -> bool:
         return False
 
     def pause_writing(self) -> None:
         if self._established:
-            self.protocol.pause_writing()
+            self._protocol.pause_writing()
 
     def resume_writing(self) -> None:
         if self._established:
-            self.protocol.resume_writing()
+            self._protocol.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.closing = True
+        self._stop()
         self._deadline.cancel()
-        self._end_drain()
+        if self._drain is not None:
+            self._drain.cancel()
+            self._drain = None
         if self._established:
-            self.protocol.connection_lost(exc)
+            self._protocol.connection_lost(exc)
         else:
             self._handshake_ended(exc or ConnectionResetError("closed during the TLS handshake"))
 
@@ -181,22 +144,18 @@ class _Wire(asyncio.BufferedProtocol):
 
     def _shake_hands(self) -> None:
         try:
-            self._ssl.do_handshake()
-        except ssl.SSLWantReadError:
-            self._flush()
-            return
+            done = self._records.handshake()
         except ssl.SSLError as error:
             self._flush()  # the alert that says why
             self._fail(error)
             return
         self._flush()
-        self._deadline.cancel()
-        self._established = True
-        extra = {"ssl_object": self._ssl, "sslcontext": self._ssl.context}
-        self.upper = TLSTransport(self, extra)
-        self.protocol.connection_made(self.upper)
-        self._handshake_ended(None)
-        self._decrypt()
+        if done:
+            self._deadline.cancel()
+            self._established = True
+            self._protocol.connection_made(self)
+            self._handshake_ended(None)
+            self._go_on()
 
     def _too_late(self) -> None:
         self._fail(TimeoutError(f"no TLS handshake within {self._handshake_timeout:g} s"))
@@ -210,103 +169,101 @@ class _Wire(asyncio.BufferedProtocol):
         if told is not None:
             told(error)
 
-    # Records
+    # Reading
 
-    def encrypt(self, data: bytes | bytearray | memoryview) -> None:
-        if self.closing or not data:
-            return
-        if len(data) <= RECORD_SIZE:
-            self._ssl.write(data)
-            self._flush()
-            return
-        view = memoryview(data)
-        records = []
-        for start in range(0, len(view), RECORD_SIZE):
-            self._ssl.write(view[start : start + RECORD_SIZE])
-            records.append(self._outgoing.read())
-        if not self.transport.is_closing():
-            self.transport.write(b"".join(records))
-
-    def _decrypt(self, received: memoryview = _nothing) -> None:
-        """Hand on what `received` completes, and what had come before."""
-        incoming = self._incoming
-        size = 0 if received else self._read_records(0)
-        for start in range(0, len(received), RECORD_SIZE):
-            incoming.write(received[start : start + RECORD_SIZE])
-            size = self._read_records(size)
-        while size:
-            self.protocol.data_received(bytes(_decrypted_view[:size]))
-            size = self._read_records(0) if incoming.pending and not self.paused else 0
+    def _after_reading(self) -> None:
+        """What OpenSSL has to say of what was read, if anything."""
+        records = self._records
         self._flush()
-        if self._ended and not (self.paused or self.closing):
-            self.protocol.eof_received()
+        if not records.over or self._closing:
+            return
+        if records.error is not None:
+            logger.debug("%r: %s", self, records.error)
+            self.abort()
+        elif not self._paused:
+            self._protocol.eof_received()
             self.close()
 
-    def _read_records(self, size: int) -> int:
-        """Decrypt behind the first `size` octets of the shared buffer; how many there are then.
-
-        There is always room for a whole record, so OpenSSL keeps none back.
-        """
-        if self._ended or self.closing:
-            return size
-        try:
-            while self._incoming.pending and size <= READ_SIZE:
-                count = self._read_into(_decrypted_view[size:])
-                if not count:
-                    self._ended = True
-                    break
-                size += count
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLZeroReturnError:
-            self._ended = True
-        except ssl.SSLError as error:
-            logger.debug("%r: %s", self, error)
-            self.abort()
-        return size
-
-    def _read_into(self, buffer: memoryview) -> int:
-        # With a buffer to fill it gives the count (0 is close_notify); the stubs know only
-        # the other form.
-        return cast(int, self._ssl.read(len(buffer), buffer))
-
-    def _flush(self) -> None:
-        if self._outgoing.pending and not self.transport.is_closing():
-            self.transport.write(self._outgoing.read())
-
-    # What `TLSTransport` offers
+    def _go_on(self) -> None:
+        """Hand on what came meanwhile, and then what comes."""
+        while not (self._paused or self._closing):
+            data = self._records.decrypt_fed(self._decrypted)
+            if not data:
+                self._flows = True
+                break
+            self._give(data)
+        self._after_reading()
 
     def pause_reading(self) -> None:
-        self.paused = True
+        self._paused = True
+        self._flows = False
         self.transport.pause_reading()
 
     def resume_reading(self) -> None:
-        if not self.paused:
-            return
-        self.paused = False
-        if self._incoming.pending:
-            asyncio.get_running_loop().call_soon(self._go_on)
-        else:
-            self._go_on()
+        if self._paused:
+            self._paused = False
+            if self._records.holds:
+                asyncio.get_running_loop().call_soon(self._resume)
+            else:
+                self._resume()
 
-    def _go_on(self) -> None:
-        if self.paused or self.closing:
+    def _resume(self) -> None:
+        if self._paused or self._closing:
             return
-        self._decrypt()
-        if not (self.paused or self.closing):
+        self._go_on()
+        if not (self._paused or self._closing):
             self.transport.resume_reading()
+
+    def is_reading(self) -> bool:
+        return not self._paused and not self._closing
+
+    # Writing
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if not self._closing and data:
+            records = self._records.encrypt(data)
+            if not self.transport.is_closing():
+                self.transport.write(records)
+
+    def _flush(self) -> None:
+        records = self._records.to_send()
+        if records and not self.transport.is_closing():
+            self.transport.write(records)
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def write_eof(self) -> None:
+        raise NotImplementedError("TLS ends in both directions")
+
+    def get_write_buffer_size(self) -> int:
+        return self.transport.get_write_buffer_size()
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return self.transport.get_write_buffer_limits()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self.transport.set_write_buffer_limits(high, low)
+
+    # Ending
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def _stop(self) -> None:
+        self._closing = True
+        self._flows = False
 
     def close(self) -> None:
         """Say close_notify, and wait a little for the other end to have taken all of it."""
-        if self.closing:
+        if self._closing:
             return
-        self.closing = True
-        with contextlib.suppress(ssl.SSLError):
-            self._ssl.unwrap()  # writes ours, complains that the other end's has not come yet
-        self._flush()
+        self._stop()
+        farewell = self._records.close()
         if self.transport.is_closing():
             return
-        if self._ended or not self.transport.can_write_eof():
+        self.transport.write(farewell)
+        if self._records.over or not self.transport.can_write_eof():
             self.transport.close()
             return
         try:
@@ -318,16 +275,27 @@ class _Wire(asyncio.BufferedProtocol):
         self.transport.resume_reading()
 
     def abort(self) -> None:
-        self.closing = True
+        self._stop()
         self.transport.abort()
 
-    def _end_drain(self) -> None:
-        if self._drain is not None:
-            self._drain.cancel()
-            self._drain = None
+    # What is above and below
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        if name == "ssl_object":
+            return self._records.ssl_object
+        if name == "sslcontext":
+            return self._records.ssl_object.context
+        return self.transport.get_extra_info(name, default)
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = cast(asyncio.Protocol, protocol)
+        self._give = self._protocol.data_received
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._protocol
 
 
-class Accepting(_Wire):
+class Accepting(TLSTransport):
     """TLS under `protocol` for a connection that was accepted: the protocol of its socket.
 
     `on_failure` is told of the peer (host, port) if its handshake fails, and why.
@@ -400,29 +368,9 @@ async def start(
     `OSError` (`ssl.SSLError` is one).
     """
     wire, done = _client_wire(protocol, context, server_hostname, handshake_timeout)
-    transport.set_protocol(_Fed(wire))
+    transport.set_protocol(wire)
     wire.connection_made(transport)
     return await _established(wire, done, transport)
-
-
-class _Fed(asyncio.Protocol):
-    """Lets a transport that gives bytes feed a wire, which wants them in its buffer."""
-
-    takes_views = True
-
-    def __init__(self, wire: _Wire) -> None:
-        self._wire = wire
-        self.eof_received = wire.eof_received  # type: ignore[method-assign]
-        self.pause_writing = wire.pause_writing  # type: ignore[method-assign]
-        self.resume_writing = wire.resume_writing  # type: ignore[method-assign]
-        self.connection_lost = wire.connection_lost  # type: ignore[method-assign]
-
-    def data_received(self, data: bytes) -> None:
-        view = memoryview(data)
-        for begin in range(0, len(view), READ_SIZE):
-            piece = view[begin : begin + READ_SIZE]
-            self._wire.get_buffer(len(piece))[: len(piece)] = piece
-            self._wire.buffer_updated(len(piece))
 
 
 def _client_wire(
@@ -430,7 +378,7 @@ def _client_wire(
     context: ssl.SSLContext,
     server_hostname: str,
     handshake_timeout: float,
-) -> tuple[_Wire, asyncio.Future[None]]:
+) -> tuple[TLSTransport, asyncio.Future[None]]:
     """A client's wire, and the future that its handshake ends."""
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -442,7 +390,7 @@ def _client_wire(
         else:
             done.set_exception(error)
 
-    wire = _Wire(
+    wire = TLSTransport(
         protocol,
         context,
         server_side=False,
@@ -454,12 +402,11 @@ def _client_wire(
 
 
 async def _established(
-    wire: _Wire, done: asyncio.Future[None], plain: asyncio.Transport
+    wire: TLSTransport, done: asyncio.Future[None], plain: asyncio.Transport
 ) -> asyncio.Transport:
     try:
         await done
     except BaseException:
         plain.abort()
         raise
-    assert wire.upper is not None
-    return wire.upper
+    return wire
