@@ -21,7 +21,8 @@ ORDER = {
     "": ["index.md"],
     "Learn": ["tutorial.md"],
     "How to": [
-        *("flows.md", "instances.md", "python.md", "picking.md", "policy.md", "plugins.md"),
+        *("flows.md", "instances.md", "transparent.md", "python.md", "picking.md"),
+        *("policy.md", "plugins.md"),
         *("status.md", "operations.md", "containers.md", "brokers.md", "scaling.md"),
         *("recipes.md", "migration.md"),
     ],

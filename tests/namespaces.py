@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from programs import NEEDS_NAMESPACES, path_of
+from programs import NEEDS_NAMESPACES, NEEDS_REDIRECTS, path_of
 
 CLONE_NEWNET = 0x40000000
 OF_NAMESPACES = Path("/etc/netns")
@@ -112,6 +112,26 @@ def network() -> Iterator[Network]:
         yield Network(stack)
 
 
+def add_address(host: Host, address: str) -> None:
+    """Give a host an address outside the network: only `add_route` leads there."""
+    _ip("-n", host.namespace, "addr", "add", f"{address}/32", "dev", "lo")
+
+
+def add_route(host: Host, where: str, via: Host) -> None:
+    _ip("-n", host.namespace, "route", "add", where, "via", via.ip4)
+
+
+def redirect(host: Host, port: int, to: int) -> None:
+    """Bring TCP connections to `port` that pass over the host to its own port `to`."""
+    rules = (
+        "add table ip nat\n"
+        "add chain ip nat prerouting { type nat hook prerouting priority -100; }\n"
+        f"add rule ip nat prerouting tcp dport {port} redirect to :{to}\n"
+    )
+    command = [*host.command("nft"), "-f", "-"]
+    subprocess.run(command, input=rules.encode(), check=True, capture_output=True, timeout=30)
+
+
 def _ip(*arguments: str) -> None:
     subprocess.run([path_of("ip"), *arguments], check=True, capture_output=True, timeout=30)
 
@@ -131,4 +151,20 @@ def are_allowed() -> bool:
     return True
 
 
+@cache
+def may_redirect() -> bool:
+    """Whether a namespace can have its own rules that send connections elsewhere."""
+    name = f"whip{os.getpid()}-nat"
+    try:
+        _ip("netns", "add", name)
+        try:
+            redirect(Host(name, "", ""), 80, 8080)
+        finally:
+            _ip("netns", "delete", name)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return True
+
+
 needs_namespaces = pytest.mark.skipif(not are_allowed(), reason=NEEDS_NAMESPACES)
+needs_redirects = pytest.mark.skipif(not (are_allowed() and may_redirect()), reason=NEEDS_REDIRECTS)

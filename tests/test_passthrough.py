@@ -9,9 +9,11 @@ import socket
 import struct
 
 import pytest
-from mitmproxy import tcp
+from mitmproxy import ctx, tcp
+from mitmproxy.connection import Client, Server
 
 from mitm import FakeBroker, Handler, answering, curl, proxy, read_head, service
+from whip_addon.passthrough import Passed, Passthrough
 
 NAME = "db1.testdom"
 SPOKEN = b"SSH-2.0-first\r\n"
@@ -96,6 +98,46 @@ def test_what_the_client_sends_at_once_comes_first() -> None:
             writer.write(b"bytes")
             writer.write_eof()
             assert (await reader.read()).replace(SPOKEN, b"") == b"eager bytes"
+            writer.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_comes_at_the_moment_of_the_hand_over_is_neither_lost_nor_taken_for_the_end(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, done = Passthrough._hand_over, False
+
+    def just_before(self: Passthrough, client: Client, server: Server, passed: Passed) -> bool:
+        nonlocal done
+        if not done:
+            done = True
+            [handler] = ctx.master.addons.get("proxyserver").connections.values()
+            for end, data in ((client, b"from the client "), (server, b"from the service ")):
+                handler.transports[end].writer.transport.get_protocol().data_received(data)
+        return original(self, client, server, passed)
+
+    monkeypatch.setattr(Passthrough, "_hand_over", just_before)
+
+    async def main() -> None:
+        async with (
+            asyncio.timeout(20),
+            service(speaks_first_then_echoes) as port,
+            proxy(FakeBroker({NAME: port}), mode=[MODES[mode]], whip_passthrough=[NAME]) as p,
+        ):
+            reader, writer = await connected(p.port, mode)
+            come = b""
+            while b"from the client " not in come:
+                data = await reader.read(65536)
+                assert data, come
+                come += data
+            assert sorted(come.split()) == sorted(
+                SPOKEN.split() + b"from the service from the client".split()
+            )
+            writer.write(b"goes on")
+            writer.write_eof()
+            assert await reader.read() == b"goes on"
             writer.close()
 
     asyncio.run(main())

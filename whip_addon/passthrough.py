@@ -20,6 +20,7 @@ import asyncio
 import fnmatch
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mitmproxy import ctx
@@ -29,10 +30,11 @@ from mitmproxy.proxy.layers import TCPLayer
 from mitmproxy.proxy.mode_specs import ReverseMode
 
 from whip_core.relay import RelaySide, join
-from whip_core.stream import Stream
 
 logger = logging.getLogger(__name__)
 
+AGAIN = 0.001
+"""Seconds until a hand-over is tried again that found mitmproxy about to read."""
 ACTIVITY_INTERVAL = 60.0
 """Seconds between two looks at whether bytes have moved: mitmproxy closes what it has not
 seen move for 600 s (`tcp_timeout`)."""
@@ -75,26 +77,45 @@ class Passthrough:
             for candidate in (name, f"{name}:{port}")
         )
 
-    def _hand_over(self, client: Client, server: Server) -> None:
+    def _hand_over(self, client: Client, server: Server, passed: Passed) -> bool:
+        """Whether that is decided now; False if it has to be tried again."""
         handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
         if handler is None:
-            return
+            return True
         ends = [handler.transports.get(client), handler.transports.get(server)]
         if not all(map(_can_be_handed_over, ends)):
-            return
-        self._relays.add(_Relay(handler, client, server, self._done))
+            return True
+        if not all(map(_is_at_rest, ends)):
+            return False
+        self._relays.add(_Relay(handler, client, server, passed, self._done))
+        return True
 
     def _done(self, relay: _Relay) -> None:
         self._relays.discard(relay)
         self._finished()
 
 
+@dataclass(slots=True)
+class Passed:
+    """How many octets mitmproxy has passed on itself."""
+
+    to_server: int = 0
+    to_client: int = 0
+
+    def count(self, data: bytes, from_client: bool) -> None:
+        if from_client:
+            self.to_server += len(data)
+        else:
+            self.to_client += len(data)
+
+
 class _PassthroughLayer(TCPLayer):
     """A TCP layer that hands its connections over as soon as both are open."""
 
-    def __init__(self, context: Any, hand_over: Callable[[Client, Server], None]) -> None:
+    def __init__(self, context: Any, hand_over: Callable[[Client, Server, Passed], bool]) -> None:
         super().__init__(context, ignore=True)
         self._hand_over = hand_over
+        self._passed = Passed()
 
     def start(self, event: events.Event) -> Iterator[commands.Command]:
         yield from super().start(event)
@@ -106,9 +127,14 @@ class _PassthroughLayer(TCPLayer):
 
     def relay_messages(self, event: events.Event) -> Iterator[commands.Command]:
         if not isinstance(event, events.Wakeup):
+            if isinstance(event, events.DataReceived):
+                self._passed.count(event.data, event.connection is self.context.client)
             yield from super().relay_messages(event)
-        elif self.context.client.state is self.context.server.state is ConnectionState.OPEN:
-            self._hand_over(self.context.client, self.context.server)
+        elif (
+            self.context.client.state is self.context.server.state is ConnectionState.OPEN
+            and not self._hand_over(self.context.client, self.context.server, self._passed)
+        ):
+            yield commands.RequestWakeup(AGAIN)
 
     def done(self, event: events.Event) -> Iterator[commands.Command]:
         if not isinstance(event, events.Wakeup):
@@ -116,13 +142,14 @@ class _PassthroughLayer(TCPLayer):
 
 
 class _Counted(RelaySide):
-    """A side of the relay that knows how much it has received."""
+    """A side of the relay that knows how much it has passed on."""
 
     received = 0
     looks_on = True
 
     def data_received(self, data: bytes) -> None:
-        self.received += len(data)
+        if self.peer is not None:  # else it comes again, when there is one
+            self.received += len(data)
         super().data_received(data)
 
 
@@ -130,10 +157,16 @@ class _Relay:
     """One connection after its hand-over."""
 
     def __init__(
-        self, handler: Any, client: Client, server: Server, done: Callable[[_Relay], None]
+        self,
+        handler: Any,
+        client: Client,
+        server: Server,
+        passed: Passed,
+        done: Callable[[_Relay], None],
     ) -> None:
         self._handler = handler
         self._server = server
+        self._passed = passed
         self._peername = client.peername
         self._done = done
         self._ends = [handler.transports[client], handler.transports[server]]
@@ -164,15 +197,12 @@ class _Relay:
 
     def _finished(self) -> None:
         self._timer.cancel()
-        sent, received = self._sides[0].received, self._sides[1].received
-        stream = self._ends[1].writer.transport
-        if isinstance(stream, Stream):  # counts what went before the hand-over as well
-            sent, received = stream.bytes_sent, stream.bytes_received
+        sent, received = (side.received for side in self._sides)
         logger.info(
             "passthrough to %s: closed, %d bytes to it, %d back",
             _host(self._server),
-            sent,
-            received,
+            self._passed.to_server + sent,
+            self._passed.to_client + received,
             extra=self._extra,
         )
         for protocol in self._protocols:
@@ -186,6 +216,16 @@ def _can_be_handed_over(end: Any) -> bool:
     if end is None or getattr(end.writer, "transport", None) is None:
         return False
     return not (end.reader._eof or end.reader.exception() or end.writer.transport.is_closing())
+
+
+def _is_at_rest(end: Any) -> bool:
+    """Whether mitmproxy's task for it waits for something that has not come yet.
+
+    One that has been woken in its `read` must get what it was woken for: with the buffer
+    taken from it, it would find nothing, and take that for the end.
+    """
+    waits_for = getattr(end.handler, "_fut_waiter", None)
+    return waits_for is not None and not waits_for.done()
 
 
 def _take_buffer(reader: Any) -> bytes:
