@@ -1,4 +1,8 @@
-"""What holds for every test: in CI (CI=true) everything runs, so a skip is a failure."""
+"""What holds for every test.
+
+In CI (CI=true) everything runs, so a skip is a failure. Tests marked `long` begin first: they
+mostly wait, while the other workers go on with the rest.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,10 @@ def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
     if reason not in SKIPS_ALLOWED_IN_CI:
         report.outcome = "failed"
         report.longrepr = f"skipped, and in CI everything must run: {reason}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.hookimpl(wrapper=True)
