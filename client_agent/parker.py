@@ -102,8 +102,12 @@ class Parker:
             self._tasks.spawn(self._open(), "park a connection")
 
     async def _open_later(self) -> None:
-        await asyncio.sleep(self._backoff.next_delay())
-        await self._open()
+        try:
+            await asyncio.sleep(self._backoff.next_delay())
+        finally:
+            self._opening -= 1
+        # The broker may have closed one that is too many, whose fewer it tells on another way.
+        self._refill()
 
     async def _open(self) -> None:
         try:

@@ -28,10 +28,11 @@ class _Pair:
 
 
 class BadLink:
-    """An async context manager: listens on `port` of 127.0.0.1 and leads to `target_port`."""
+    """An async context manager: listens on `host` and `port`, leads to 127.0.0.1 `target_port`."""
 
-    def __init__(self, target_port: int = 0, port: int = 0) -> None:
+    def __init__(self, target_port: int = 0, port: int = 0, host: str = "127.0.0.1") -> None:
         self.target_port = target_port
+        self._host = host
         self.port = port
         self._silent = False
         self._pairs: set[_Pair] = set()
@@ -40,7 +41,7 @@ class BadLink:
         self._news = asyncio.Event()
 
     async def __aenter__(self) -> BadLink:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._accept, self._host, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 

@@ -26,6 +26,8 @@ from tunnel import client_files, server_files, service
 from whip_core.settings import TLSFiles
 
 WHIP = Path(__file__).with_name("hurried_whip.py")
+BROKER = "broker.test"
+"""The broker's name in a DNS of the test's own."""
 SIZES = (100, 40_000, 1_000_000)
 """Octets of an answer: less than a frame, less than a buffer, more than all buffers."""
 WORKERS = 6
@@ -203,6 +205,7 @@ class Tunnel:
         reverse: BadLink,
         broker_options: tuple[str, ...],
         env: Mapping[str, str],
+        broker_name: str,
     ) -> None:
         *ports, control.target_port, reverse.target_port = free_ports(len(agents) + 2)
         self.ports = dict(zip(agents, ports, strict=True))
@@ -212,6 +215,7 @@ class Tunnel:
         self._service_port = service_port
         self._broker_options = broker_options
         self._env = env
+        self._broker_name = broker_name
         self._before: dict[str, Use] = {}
         self._stack = AsyncExitStack()
 
@@ -285,7 +289,7 @@ class Tunnel:
             f"--whip-external-tcp-port={reverse.port}",
             f"--whip-tcp-listen-port={reverse.target_port}",
             f"--whip-grpc-listen-port={control.target_port}",
-            *tls_options(server_files("localhost")),
+            *tls_options(server_files("localhost", BROKER)),
             *("--metrics-listen=", "--control-socket="),
             *self._broker_options,
         )
@@ -295,7 +299,7 @@ class Tunnel:
             *("client", f"--hostname={name}", "--domain=testdom"),
             f"--ports=80={self._service_port}",
             *tls_options(client_files()),
-            *("--metrics-listen=", f"localhost:{self.links[0].port}"),
+            *("--metrics-listen=", f"{self._broker_name}:{self.links[0].port}"),
         )
 
 
@@ -312,13 +316,17 @@ async def tunnel(
     *broker_options: str,
     agents: tuple[str, ...] = ("one", "two"),
     env: Mapping[str, str] = {},
+    broker_name: str = "localhost",
 ) -> AsyncIterator[Tunnel]:
-    """A tunnel whose names answer, and whose processes' use is known."""
+    """A tunnel whose names answer, and whose processes' use is known.
+
+    `broker_name` is what the agents know the broker by: it may also be `BROKER`.
+    """
     async with (
         service(serve) as port,
         BadLink() as control,
         BadLink() as reverse,
-        Tunnel(agents, port, control, reverse, broker_options, env) as there,
+        Tunnel(agents, port, control, reverse, broker_options, env, broker_name) as there,
     ):
         yield there
 

@@ -2,7 +2,8 @@
 
 What notices dead paths, waits before it comes back and gives back what nobody needs is the
 same code as ever, on shorter intervals. On SIGUSR2 it gives free memory back to the system,
-so that what it has is what it holds, and prints `tasks | N | NAME…`.
+so that what it has is what it holds, and prints `tasks | N | NAME…`. WHIP_TEST_DNS_PORT in the
+environment is a port of 127.0.0.1 where DNS is asked instead of at the system's servers.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import os
 import signal
 
-from client_agent import backoff
+from client_agent import backoff, discovery
 from whip_core import channel, cli, heartbeat, parked_pool
 from whip_core.settings import BrokerSettings
 
@@ -24,6 +26,8 @@ RETURN = 1.0
 """Seconds, the bound of every pause before an agent tries again."""
 WINDOW = 0.5
 """Seconds, where parked connections that were not needed are looked at every ten."""
+LOOKUP = 0.5
+"""Seconds between two questions to DNS, and for one to be answered."""
 OF_CHANNEL = {
     "grpc.keepalive_time_ms",
     "grpc.keepalive_timeout_ms",
@@ -41,6 +45,11 @@ def hurry() -> None:
     heartbeat.SILENCE_LIMIT = 3 * PINGS
     parked_pool.WINDOW = WINDOW
     backoff.RETURN_BOUND = RETURN
+    discovery.MIN_TTL = discovery.RETRY_BOUND = LOOKUP
+    if port := os.environ.get("WHIP_TEST_DNS_PORT"):
+        defaults(discovery.Resolvers).update(
+            nameservers=["127.0.0.1"], nameserver_port=int(port), timeout=LOOKUP
+        )
     defaults(backoff.Backoff)["maximum"] = RETURN
     defaults(BrokerSettings).update(ping_interval=PINGS, ping_timeout=PINGS)
 

@@ -17,7 +17,10 @@ from namespaces import Host, needs_namespaces, network
 from processes import started
 from programs import needs_program, path_of
 from tunnel import authority, client_files, run
+from whip_core import heartbeat
 from whip_core.channel import CONNECT_TIMEOUT
+from whip_core.errors import StreamCut
+from whip_core.raw import RawConnection
 from whip_core.sockets import unanswered_for
 
 pytestmark = pytest.mark.once
@@ -103,5 +106,38 @@ def test_the_kernel_tells_a_dead_path_from_a_reader_that_is_paused(cut: bool) ->
                         longest = max(longest, unanswered_for(transport))
                     assert longest >= LONG if cut else longest == 0.0
                     transport.abort()
+
+    run(main())
+
+
+@needs_namespaces
+@needs_program("ip")
+def test_an_old_peers_stream_that_sends_into_a_cut_path_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(heartbeat, "SILENCE_LIMIT", LONG)
+    monkeypatch.setattr(heartbeat, "PING_INTERVAL", LONG / 5)
+    finished = asyncio.Event()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with network() as there:
+            one, other = there.host(), there.host()
+            with (
+                one.socket(socket.SOCK_STREAM, one.ip4, CONTROL) as listener,
+                other.socket(socket.SOCK_STREAM, other.ip4, 0) as sock,
+            ):
+                listener.listen()
+                await loop.sock_connect(sock, (one.ip4, CONTROL))
+                accepted, _ = await loop.sock_accept(listener)
+                with accepted:
+                    raw = RawConnection("dial", extra={}, on_finished=lambda _: finished.set())
+                    await loop.create_connection(lambda: raw, sock=sock)
+                    there.cut(one)
+                    raw.stream.write(b"into the dark")
+                    await finished.wait()
+                    assert raw.stream.cause == "cut"
+                    with pytest.raises(StreamCut, match="not acknowledged"):
+                        raise raw.stream._error or AssertionError
 
     run(main())

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from faulty import no_more_descriptors, tunnel
+from bad_link import BadLink
+from dns_server import DNSServer, Mood
+from faulty import BROKER, no_more_descriptors, tunnel
 from programs import needs_program
 from tunnel import run
 
@@ -18,6 +20,7 @@ LONG = 100.0
 SHORTAGE = 5.0
 """Seconds without descriptors, at most: shorter than any exchange may take."""
 PARTS = ("broker", "one")
+MOODS: tuple[Mood, ...] = ("NXDOMAIN", "SERVFAIL", "SILENCE", "EMPTY")
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -89,6 +92,73 @@ def test_a_part_that_runs_out_of_descriptors_goes_on_when_there_are_some_again(p
                 # At the broker new connections may also just wait, and nobody is told.
                 async with asyncio.timeout(SHORTAGE):
                     await there.load.fails()
+
+    run(main(), patience=LONG)
+
+
+# DNS
+
+
+class Names(DNSServer):
+    """The DNS in which the agents find the broker; every answer is good for a moment only."""
+
+    def lead_to(self, address: str) -> None:
+        self.set(BROKER, "A", address, ttl=0)
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {"WHIP_TEST_DNS_PORT": str(self.port)}
+
+    async def asked_often(self, times: int) -> None:
+        """Wait until the broker's address has been asked for so many times more."""
+        self.questions.clear()
+        while self.questions.count(f"{BROKER} A") < times:
+            await self._notifications.get()
+
+
+@pytest.mark.once
+def test_a_dns_that_fails_in_each_way_costs_no_request_and_keeps_nobody_away() -> None:
+    async def main() -> None:
+        async with Names() as names:
+            names.lead_to("127.0.0.1")
+            async with tunnel(env=names.env, broker_name=BROKER) as there, there.broken():
+                for count, mood in enumerate(MOODS, 1):
+                    names.fail(BROKER, "A", mood)
+                    await names.asked_often(2)
+                    await there.load.answers()
+                    assert not there.load.failed, f"{mood}: {there.load}"
+                    there.links[0].reset()  # they come back to the address that they know
+                    await there.processes["one"].says_often("lost the broker", count)
+                    await there.load.answers()
+                    names.heal()
+                    await names.asked_often(2)
+                    there.load.failed.clear()  # while nobody was registered
+
+    run(main(), patience=LONG)
+
+
+@pytest.mark.once
+def test_a_dns_whose_answer_changes_leads_the_agents_elsewhere_and_back() -> None:
+    async def main() -> None:
+        async with Names() as names:
+            names.lead_to("127.0.0.1")
+            async with tunnel(env=names.env, broker_name=BROKER) as there:
+                one = there.links[0]
+                async with (
+                    BadLink(one.target_port, one.port, "127.0.0.2") as other,
+                    there.broken(),
+                ):
+                    for count, (new, old, address) in enumerate(
+                        [(other, one, "127.0.0.2"), (one, other, "127.0.0.1")], 1
+                    ):
+                        names.lead_to(address)
+                        for agent in ("one", "two"):
+                            await there.processes[agent].says_often("leaving the broker", count)
+                        await old.until_ends(0)
+                        old.silence()  # nobody is there any more
+                        await there.load.answers()
+                        new.heal()
+                        old.heal()
 
     run(main(), patience=LONG)
 

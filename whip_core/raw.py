@@ -1,7 +1,8 @@
 """A reverse connection to an old peer: after the preamble it is one stream's bare bytes.
 
 Over plain TCP the directions end separately. Over TLS the end of either ends both, as it
-always did there; a connection that goes without TLS's own end (close_notify) is a cut.
+always did there; a connection that goes without TLS's own end (close_notify) is a cut. There
+are no pings: that the path is dead the kernels alone can tell, as of a framed stream.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from whip_core.drain import BoundedDrain
-from whip_core.sockets import abort_with_reset, duplex, keep_alive
+from whip_core.heartbeat import Heartbeat
+from whip_core.sockets import abort_with_reset, duplex, keep_alive, unanswered_for
 from whip_core.stream import Stream, broken, cut
 
 
@@ -34,6 +36,7 @@ class RawConnection(asyncio.Protocol):
         self._we_ended = False
         self._peer_ended = False
         self._drain: BoundedDrain | None = None
+        self._heartbeat: Heartbeat | None = None
         self.can_half_close = True
         self.write_paused = False
 
@@ -49,6 +52,9 @@ class RawConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = duplex(transport)
         keep_alive(transport)
+        self._heartbeat = Heartbeat(
+            lambda: False, None, self._give_up, lambda: unanswered_for(transport)
+        )
         self.can_half_close = self.transport.can_write_eof()
         if not self.can_half_close:
             # asyncio's StreamReaderProtocol looks at this to know that an end ends both.
@@ -81,12 +87,18 @@ class RawConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_drain()
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
         if exc is not None:
             self.stream.finished("reset", broken(str(exc)))
         elif self._peer_ended or self.stream.is_closing():
             self.stream.finished("end", None)
         else:
             self.stream.finished("cut", cut("closed without an end"))
+
+    def _give_up(self, why: str) -> None:
+        self.stream.finished("cut", cut(why))
+        self.transport.abort()
 
     def _end_drain(self) -> None:
         if self._drain is not None:
