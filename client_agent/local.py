@@ -8,8 +8,9 @@ from client_agent.exposure import Backend, UnixBackend
 from whip_core.errors import ServiceRefused
 from whip_core.relay import RelaySide
 
-CONNECT_TIMEOUT = 10.0
-"""Seconds a service has to take a connection: the broker's whole dial has no more."""
+CONNECT_TIMEOUT = 8.0
+"""Seconds a service has to take a connection. Less than a broker's whole dial (10 s), so that
+the agent can still say whose fault it is, and enough for TCP to try four times (0, 1, 3, 7 s)."""
 
 
 async def connect(backend: Backend) -> RelaySide:
@@ -26,7 +27,7 @@ async def connect(backend: Backend) -> RelaySide:
                 _, side = await loop.create_connection(RelaySide, backend.host, backend.port)
     except TimeoutError as error:
         raise ServiceRefused(
-            f"the agent's service {backend} did not answer within {CONNECT_TIMEOUT:g} s"
+            f"the agent cannot connect to its service {backend} within {CONNECT_TIMEOUT:g} s"
         ) from error
     except (OSError, ValueError) as error:
         raise ServiceRefused(f"the agent cannot reach its service {backend}: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -36,6 +37,7 @@ from whip_core.errors import (
     SettingsError,
 )
 from whip_core.frames import DIAL_ID_SIZE
+from whip_core.settings import DIAL_TIMEOUT
 from whip_core.testing.broker import ScriptedBroker, ScriptedControlStream
 from whip_core.tls import server_context
 
@@ -43,6 +45,25 @@ DIAL_ID = bytes(DIAL_ID_SIZE)
 
 
 # What it exposes
+
+
+def test_a_service_that_takes_no_connection_is_blamed_before_the_broker_gives_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert local.CONNECT_TIMEOUT < DIAL_TIMEOUT
+    monkeypatch.setattr(local, "CONNECT_TIMEOUT", 0.1)
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+            port = full.getsockname()[1]
+            # One waits to be accepted, and no other's SYN is answered.
+            with (
+                socket.create_connection(("127.0.0.1", port)),
+                pytest.raises(ServiceRefused, match=f"cannot connect to .*:{port} within 0.1"),
+            ):
+                await local.connect(TCPBackend("127.0.0.1", port))
+
+    run(main())
 
 
 def test_a_port_a_mapped_port_a_host_and_a_unix_socket_are_reached(tmp_path: Path) -> None:

@@ -56,17 +56,23 @@ def test_status_missing_headers_and_failures_are_told() -> None:
         Reply("a.d", 200, (("x", "1"), ("X", "2"))),
         Reply("b.d", 200, (("x", "1, 2"),)),
         Reply("c.d", 500),
-        Reply("d.d", error="nobody\nthere"),
     ]
     assert compare(replies).differences == {
         "c.d": ["status 500, of the others 200", "header x: (none), of the others 1, 2"],
-        "d.d": ["no answer: nobody\N{REPLACEMENT CHARACTER}there"],
     }
 
 
-def test_where_most_fail_the_one_that_answers_differs() -> None:
-    replies = [Reply("a.d", 200), Reply("b.d", error="no"), Reply("c.d", error="no")]
-    assert compare(replies).differences == {"a.d": ["answers; the others do not: no"]}
+def test_who_was_not_reached_is_compared_with_nobody() -> None:
+    replies = [Reply("a.d", 200), Reply("b.d", error="no"), Reply("c.d", error="no\nroute")]
+    comparison = compare(replies)
+    assert (comparison.differences, comparison.unreached) == ({}, ["b.d", "c.d"])
+    assert comparison.text().splitlines()[1:] == [
+        "a.d       200     0       same",
+        "b.d       -       -       not reached: no",
+        "c.d       -       -       not reached: no\N{REPLACEMENT CHARACTER}route",
+    ]
+    alone = compare(replies[1:])
+    assert (alone.differs, alone.unreached) == (False, ["b.d", "c.d"])
 
 
 def test_bytes_that_are_no_text_are_told_by_size_and_digest() -> None:

@@ -13,6 +13,7 @@ from mitmproxy.types import CommandTypes
 
 from fleet import Fleet, fleet
 from mitm import answering, curl, read_head
+from processes import free_ports
 from test_addon import connect_through
 from tunnel import Handler, Log, echo, run, until
 from whip_addon.facts import FAULT, INSTANCE
@@ -296,6 +297,26 @@ def test_replay_across_finds_the_one_of_three_that_answers_differently() -> None
                 assert {flow.metadata[INSTANCE] for flow in it.flows[1:]} == {ONE, TWO, THREE}
                 assert all(b"Host: instance1.testdom\r\n" in head for head in heads)
                 assert len(view) == 4
+
+    run(main())
+
+
+def test_replay_across_takes_no_refusal_of_whips_for_an_answer() -> None:
+    [nobody] = free_ports(1)
+
+    async def main() -> None:
+        with Log() as log:
+            services = {ONE: answering(b"ok"), TWO: nobody, THREE: answering(b"ok")}
+            async with fleet(services, View()) as it:
+                await get(it, ONE)
+                it.command("whip.fault", THREE, "status=503")
+                it.command("whip.replay.across", "@all", "testdom")
+                told = await log.until("of another kind")
+                assert told.endswith(
+                    f"1 answers, of another kind: nobody; not reached: {TWO}, {THREE}"
+                )
+                table = next(line for line in log.lines if "across testdom:\n" in line)
+                assert f"{THREE}  -       -       not reached: 503, whip.fault is on" in table
 
     run(main())
 

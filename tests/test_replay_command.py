@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import click
 import pytest
 from mitmproxy.http import HTTPFlow, Response
 from mitmproxy.io import FlowWriter
@@ -19,6 +20,9 @@ from processes import Process, free_ports, started
 from programs import needs_program
 from tunnel import Handler, authority, run
 from whip_addon.replay_command import Proxy
+from whip_addon.vouching import ANSWER
+from whip_core.monitor import serving
+from whip_core.status import Status
 
 ONE, TWO, THREE = (f"instance{number}.testdom" for number in (1, 2, 3))
 
@@ -127,16 +131,16 @@ def test_https_goes_through_the_same_proxy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "domain", "says"),
+    ("content", "domain", "expected", "says"),
     [
-        (b"no flows", "testdom", "cannot read flows from"),
-        (b"", "testdom", "has no HTTP request that can be replayed"),
-        (None, "testdon", "there is no domain testdon; close to it: testdom"),
-        (None, "a b", "is not a host name"),
+        (b"no flows", "testdom", 1, "cannot read flows from"),
+        (b"", "testdom", 1, "has no HTTP request that can be replayed"),
+        (None, "testdon", 1, "there is no domain testdon; close to it: testdom"),
+        (None, "a b", 2, "is not a host name"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_line(
-    tmp_path: Path, content: bytes | None, domain: str, says: str
+    tmp_path: Path, content: bytes | None, domain: str, expected: int, says: str
 ) -> None:
     async def main() -> None:
         file = save(tmp_path / "flows", tflow.tflow(resp=True))
@@ -146,8 +150,51 @@ def test_what_cannot_be_done_is_said_in_a_line(
             fleet({ONE: answering(b"ok")}) as it,
             replayed(it, file, domain) as (status, process),
         ):
-            assert (status, len(process.lines)) == (1, 1), str(process)
-            assert says in process.lines[0]
+            assert (status, says in process.lines[-1]) == (expected, True), str(process)
+            assert len(process.lines) == (1 if expected == 1 else 4)
+
+    run(main())
+
+
+def test_what_whip_answers_itself_is_no_answer_of_an_instance(tmp_path: Path) -> None:
+    """Also if the service sends the mark that whip's proxy puts on what is the instance's."""
+
+    async def main() -> None:
+        [nobody] = free_ports(1)
+        forged = answering(b"same", f"{ANSWER}: 0 {THREE}")
+        async with fleet({ONE: nobody, TWO: nobody, THREE: forged}) as it:
+            flow = tflow.tflow(resp=True)
+            flow.request.url = f"http://{THREE}/"
+            page = tflow.tflow(resp=True)
+            page.request.url = "http://whip.internal/api/agents"
+            file = save(tmp_path / "flows", page, flow)
+            async with replayed(it, file, "testdom") as (status, process):
+                lines = [" ".join(line.split()) for line in process.lines]
+                assert (status, len(lines)) == (1, 6), str(process)
+                assert lines[0] == (
+                    "left out http://whip.internal/api/agents: it went to whip's own status page"
+                )
+                for line, name in zip(lines[3:5], (ONE, TWO), strict=True):
+                    assert line.startswith(
+                        f"{name} - - not reached: 502, {name}:80: the agent cannot"
+                    )
+                assert lines[5] == f"{THREE} 200 4 same"
+
+    run(main())
+
+
+def test_the_metrics_port_is_no_proxy(tmp_path: Path) -> None:
+    file = save(tmp_path / "flows", tflow.tflow(resp=True))
+
+    async def main() -> None:
+        async with fleet({ONE: answering(b"ok")}) as it:
+            routes = Status(it.broker).routes()
+            async with (
+                serving("127.0.0.1:0", routes, chosen=True) as address,
+                replayed(None, f"--proxy={address}", file, "testdom") as (status, process),
+            ):
+                assert (status, len(process.lines)) == (1, 1), str(process)
+                assert "is no `whip proxy`" in process.lines[0]
 
     run(main())
 
@@ -178,6 +225,6 @@ def test_where_the_proxy_is_can_be_written_in_several_ways() -> None:
     assert Proxy.parse("https://me:a%20b@proxy.example:1") == Proxy(
         "proxy.example", 1, True, "Basic bWU6YSBi"
     )
-    for wrong in ("localhost:x", "ftp://localhost", "http://", "localhost:8080/path"):
-        with pytest.raises(Exception, match=r"is not HOST:PORT|Port could not be cast"):
+    for wrong in ("localhost:x", "ftp://localhost", "http://", "localhost:8080/p", "\udcff:1"):
+        with pytest.raises(click.BadParameter):
             Proxy.parse(wrong)

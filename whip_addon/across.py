@@ -14,9 +14,11 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from mitmproxy import ctx
+from mitmproxy.connection import Server
 from mitmproxy.http import HTTPFlow
 
 from whip_addon.comparing import Comparison, Reply, compare
+from whip_addon.labels import forget
 from whip_addon.replies import outcome_of
 
 TIMEOUT = 60.0
@@ -68,5 +70,8 @@ class Across:
 def _copy_to(instance: str, flow: HTTPFlow) -> HTTPFlow:
     copy: Any = flow.copy()
     copy.request.data.host = instance  # `request.host = ` would change the Host header
+    # Labels and connection are new, so that they tell who has answered, if anybody.
+    forget(copy)
+    copy.server_conn = Server(address=None)
     assert isinstance(copy, HTTPFlow)
     return copy

@@ -1,7 +1,10 @@
 """How the answers of several instances to one request differ. Pure: replies in, text out.
 
-What most instances answer is the reference (of equally frequent answers the first instance's by
-name, but any answer before none); every other answer is told as its differences from that. JSON is
+An instance that gave no answer is not like any other: it is told as not reached, with the
+reason, and only the answers that there are get compared.
+
+What most instances answer is the reference (of two equally frequent answers the one of the
+first instance by name); every other answer is told as its differences from that. JSON is
 compared as JSON, and headers that differ between any two answers are left out.
 """
 
@@ -34,7 +37,7 @@ Row = list[str]
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What an instance answered. `error` says why there is no answer. The body is decoded."""
+    """What an instance answered; the body is decoded. `error` says why it gave no answer."""
 
     instance: str
     status: int | None = None
@@ -53,6 +56,11 @@ class Comparison:
     def differs(self) -> bool:
         return bool(self.differences)
 
+    @property
+    def unreached(self) -> list[str]:
+        """The instances that gave no answer."""
+        return [reply.instance for reply in self.replies if reply.error is not None]
+
     def table(self) -> list[Row]:
         """A heading, a row for each instance, and under the differing ones what differs."""
         rows = [["instance", "status", "octets", "answer"]]
@@ -60,7 +68,10 @@ class Comparison:
             found = self.differences.get(reply.instance)
             status = str(reply.status) if reply.status is not None else "-"
             verdict = "same" if found is None else "differs"
-            rows.append([reply.instance, status, str(len(reply.body)), verdict])
+            if reply.error is not None:
+                verdict = _short(f"not reached: {reply.error}")
+            octets = str(len(reply.body)) if reply.error is None else "-"
+            rows.append([reply.instance, status, octets, verdict])
             rows += [["", "", "", line] for line in found or ()]
         return rows
 
@@ -81,17 +92,17 @@ def compare(replies: Collection[Reply], ignored: Collection[str] = ()) -> Compar
     """`ignored` are headers to leave out besides the volatile ones."""
     left_out = VOLATILE | {name.strip().lower() for name in ignored}
     ordered = tuple(sorted(replies, key=lambda reply: reply.instance))
-    seen = {reply.instance: _essence(reply, left_out) for reply in ordered}
-    if not ordered:
-        return Comparison((), {})
-    answers_first = sorted(ordered, key=lambda reply: reply.error is not None)
-    [(usual, _)] = Counter(seen[reply.instance] for reply in answers_first).most_common(1)
-    reference = next(reply for reply in ordered if seen[reply.instance] == usual)
+    answers = [reply for reply in ordered if reply.error is None]
+    if not answers:
+        return Comparison(ordered, {})
+    seen = {reply.instance: _essence(reply, left_out) for reply in answers}
+    [(usual, _)] = Counter(seen.values()).most_common(1)
+    reference = next(reply for reply in answers if seen[reply.instance] == usual)
     return Comparison(
         ordered,
         {
             reply.instance: list(_differences(reply, reference, left_out))
-            for reply in ordered
+            for reply in answers
             if seen[reply.instance] != usual
         },
     )
@@ -99,7 +110,7 @@ def compare(replies: Collection[Reply], ignored: Collection[str] = ()) -> Compar
 
 def _essence(reply: Reply, left_out: Collection[str]) -> tuple[Any, ...]:
     headers = tuple(sorted(_headers(reply, left_out).items()))
-    return reply.error, reply.status, headers, _comparable(reply.body)
+    return reply.status, headers, _comparable(reply.body)
 
 
 def _headers(reply: Reply, left_out: Collection[str]) -> dict[str, str]:
@@ -124,12 +135,6 @@ def _comparable(body: bytes) -> str | bytes:
 
 
 def _differences(reply: Reply, reference: Reply, left_out: Collection[str]) -> Any:
-    if reply.error is not None:
-        yield _short(f"no answer: {reply.error}")
-        return
-    if reference.error is not None:
-        yield _short(f"answers; the others do not: {reference.error}")
-        return
     if reply.status != reference.status:
         yield f"status {reply.status}, of the others {reference.status}"
     ours, theirs = _headers(reply, left_out), _headers(reference, left_out)

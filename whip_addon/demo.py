@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
+from types import FrameType
+from typing import Any
 
 import click
 from mitmproxy.io import FlowReader
@@ -62,15 +65,69 @@ class _UnixHTTPServer(ThreadingMixIn, UnixStreamServer):
 def demo(keep: bool) -> None:
     """See a request reach a service that has no way in."""
     try:
-        with tempfile.TemporaryDirectory(prefix="whip-demo-") as folder:
-            _demo(Path(folder), keep)
+        with _Stopping() as stopping, tempfile.TemporaryDirectory(prefix="whip-demo-") as folder:
+            _demo(Path(folder), keep, stopping)
     except DemoFailed as error:
         raise Failure(str(error)) from error
-    except KeyboardInterrupt:
-        click.echo("stopped")
+    except _Stopped as stopped:
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            click.echo("stopped")
+        if stopped.signal != signal.SIGINT:
+            raise SystemExit(128 + stopped.signal) from None
 
 
-def _demo(folder: Path, keep: bool) -> None:
+class _Stopped(BaseException):
+    """Somebody wants the demo to end: Ctrl-C, SIGTERM, or its terminal has gone."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = number
+
+
+class _Stopping:
+    """While it is entered, the first signal to end raises `_Stopped`.
+
+    Those that follow (a shell and the kernel both send SIGHUP) must not end the cleaning up.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[int, Any] = {}
+        self._is_held = False
+        self._held: int | None = None
+
+    def __enter__(self) -> _Stopping:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                self._before[number] = signal.signal(number, self._stop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """A signal waits until the end of the block: a process that starts is ours by then."""
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+
+    def check(self) -> None:
+        """Raises `_Stopped` for a signal that was held."""
+        if self._held is not None:
+            raise _Stopped(self._held)
+
+    def _stop(self, number: int, _: FrameType | None) -> None:
+        for each in self._before:
+            signal.signal(each, signal.SIG_IGN)
+        self._held = number
+        if not self._is_held:
+            raise _Stopped(number)
+
+
+def _demo(folder: Path, keep: bool, stopping: _Stopping) -> None:
     proxy_port, grpc_port, tcp_port, metrics_port = _free_ports(4)
     _say(1, "Certificates: a CA, one for the broker, one for the agents of domain testdom.")
     for command in CERTIFICATES:
@@ -90,9 +147,9 @@ def _demo(folder: Path, keep: bool) -> None:
             f"--tls-ca-cert-path=ca-cert.pem --metrics-listen=127.0.0.1:{metrics_port} "
             "-- -w flows.mitm"
         )
-        with _process(folder, agent, "agent.log"):
+        with _process(folder, agent, "agent.log", stopping):
             _say(4, "mitmproxy with whip's addon: the broker that agents register at.")
-            with _process(folder, proxy, "proxy.log") as running:
+            with _process(folder, proxy, "proxy.log", stopping) as running:
                 with progress.doing("  mitmproxy starts, and the agent comes to its broker ..."):
                     _wait_until_registered(metrics_port, running, folder)
                 click.echo("  the agent has registered.")
@@ -161,13 +218,16 @@ def _run(folder: Path, command: str) -> None:
 
 
 @contextlib.contextmanager
-def _process(folder: Path, command: str, log_name: str) -> Iterator[subprocess.Popen[bytes]]:
+def _process(
+    folder: Path, command: str, log_name: str, stopping: _Stopping
+) -> Iterator[subprocess.Popen[bytes]]:
     _show(command)
-    with (folder / log_name).open("wb") as log:
+    with (folder / log_name).open("wb") as log, stopping.held():
         process = subprocess.Popen(  # noqa: S603  # our own commands
             _arguments(command), cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
     try:
+        stopping.check()
         yield process
     finally:
         process.terminate()

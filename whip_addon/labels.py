@@ -99,6 +99,15 @@ class Labels:
         return False
 
 
+def forget(flow: Flow) -> None:
+    """Take off what an earlier answer to this flow has left on it."""
+    before = _of(flow)
+    if before and flow.comment == _line(before):
+        flow.comment = ""
+    for key in before:
+        del flow.metadata[key]
+
+
 def _of(flow: Flow) -> dict[str, Any]:
     return {key: value for key, value in flow.metadata.items() if key.startswith(PREFIX)}
 

@@ -49,6 +49,7 @@ from whip_addon.routing import Route, route
 from whip_addon.settings import BY_NAME, WHILE_RUNNING, AddonSettings
 from whip_addon.streaming import Streaming
 from whip_addon.trailers import Trailers
+from whip_addon.vouching import Vouching
 from whip_core import Broker
 from whip_core.agents import RequestFinished
 from whip_core.errors import BrokerClosed, SettingsError, StreamCut, WhipError
@@ -155,6 +156,7 @@ class WhipAddon:
             self._broken,
             self._draining,
             labels,
+            Vouching(labels.facts_of, self._dialer.has_dialled),
             FaultyAnswers(prompt.faults, labels),
             prompt,
             Counting(self._counts),

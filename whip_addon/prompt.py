@@ -185,9 +185,12 @@ class Prompt:
         comparison = await self._across.replay(flow, instances, ignored)
         request = flow.request
         differing = ", ".join(comparison.differences) or "nobody"
+        unreached = comparison.unreached
+        missing = f"; not reached: {', '.join(unreached)}" if unreached else ""
         table = comparison.text()
         logger.info("%s %s across %s:\n%s", request.method, request.path, domain, table)
-        _alert(f"across {domain}: {len(instances)} answers, of another kind: {differing}")
+        count = len(instances) - len(unreached)
+        _alert(f"across {domain}: {count} answers, of another kind: {differing}{missing}")
         show_lines(table.splitlines())  # mitmdump and mitmweb have it in their logs
 
     # What the arguments mean

@@ -23,10 +23,11 @@ from mitmproxy.io import FlowReader
 from whip_addon.comparing import Comparison, Reply, compare
 from whip_addon.directory import members_of
 from whip_addon.internal import AGENTS, HOST
-from whip_addon.replies import reply_of, why_not_replayed
+from whip_addon.replies import not_reached, reply_of, why_not_replayed
+from whip_addon.vouching import QUESTION, answered_by, new_question
 from whip_core import progress
 from whip_core.errors import UnknownName
-from whip_core.names import AgentName
+from whip_core.names import AgentName, normalize
 from whip_core.options import Failure, option
 
 TIMEOUT = 60.0
@@ -54,6 +55,7 @@ class Proxy:
             port = url.port or 8080
             if url.scheme not in ("http", "https") or not url.hostname or url.path.strip("/"):
                 raise ValueError("it is not HOST:PORT")
+            url.hostname.encode("idna")  # as the socket does, which has no line for it
         except ValueError as error:
             raise click.BadParameter(f"{text!r}: {error}", param_hint="--proxy") from error
         login = None
@@ -106,18 +108,22 @@ def replay_across(
     """Send captured requests to every instance of DOMAIN, and show whose answers differ.
 
     FLOWFILE is what mitmproxy has saved (`-w`, or `w` in the console). The exit status is 1
-    if answers differ.
+    if answers differ, or if an instance could not be reached.
     """
+    try:
+        normalize(domain)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="DOMAIN") from error
     proxy = Proxy.parse(proxy_address)
     requests = _requests_in(flowfile)
     instances = _instances_of(domain, proxy)
-    differs = False
+    failed = False
     for request in requests:
         click.secho(f"{request.method} {request.path} across {domain}", bold=True)
         comparison = _across(request, instances, proxy, ignore_header)
         click.echo(comparison.text())
-        differs = differs or comparison.differs
-    if differs:
+        failed = failed or comparison.differs or bool(comparison.unreached)
+    if failed:
         raise SystemExit(1)
 
 
@@ -141,8 +147,9 @@ def _requests_in(path: Path) -> list[Request]:
 
 def _instances_of(domain: str, proxy: Proxy) -> list[str]:
     url = f"http://{HOST}{AGENTS}"
+    question = new_question()
     try:
-        answer = proxy.send("GET", url, [("Host", HOST)], b"")
+        answer = proxy.send("GET", url, [("Host", HOST), (QUESTION, question)], b"")
     except (OSError, http.client.HTTPException) as error:
         raise Failure(
             f"cannot reach a proxy at {proxy.host}:{proxy.port}: {error}; "
@@ -152,6 +159,12 @@ def _instances_of(domain: str, proxy: Proxy) -> list[str]:
         raise Failure(
             f"{proxy.host}:{proxy.port} answers {answer.status_code} to {url}: "
             f"{(answer.text or '').strip()[:200]}"
+        )
+    if answered_by(answer, question) != HOST:
+        # The metrics port serves the same page, and is no way to the instances.
+        raise Failure(
+            f"{proxy.host}:{proxy.port} is no `whip proxy`: say with --proxy where one "
+            "listens (its --proxy-listen-port)"
         )
     try:
         known = [_name_of(agent) for agent in json.loads(answer.text or "")["agents"]]
@@ -191,14 +204,23 @@ def _reply(request: Request, instance: str, proxy: Proxy) -> Reply:
     headers = [
         (name, value)
         for name, value in request.headers.items(multi=True)
-        if name.lower() not in NOT_SENT | {"content-length", "host", "transfer-encoding"}
+        if name.lower()
+        not in NOT_SENT | {"content-length", "host", "transfer-encoding", QUESTION.lower()}
     ]
     if body:
         headers.append(("Content-Length", str(len(body))))
     host = request.host_header or request.host
     url = f"{request.scheme}://{instance}:{request.port}{request.path}"
+    question = new_question()
     try:
-        answer = proxy.send(request.method, url, [("Host", host), *headers], body)
-    except (OSError, http.client.HTTPException) as error:
+        answer = proxy.send(
+            request.method, url, [("Host", host), *headers, (QUESTION, question)], body
+        )
+    except (OSError, http.client.HTTPException, ValueError) as error:
         return Reply(instance, error=str(error) or type(error).__name__)
+    name = answered_by(answer, question)
+    if name is None:
+        return not_reached(instance, answer)
+    if name != instance:
+        return Reply(instance, error=f"{name} answered in its place")
     return reply_of(instance, answer)
