@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint docs proto proto-check clean bench bench-quick soak churn fuzz screenshots
+.PHONY: help demo test lint docs proto proto-check clean bench bench-quick soak churn fuzz screenshots tutorial
 
 # In order of preference: the tests and mypy look at the oldest first.
 PYTHONS := 3.11 3.12 3.13 3.14
@@ -70,6 +70,9 @@ fuzz: .venv-fuzz/.fuzz ## atheris on preamble, frames and control messages: SECO
 	@cd tests && for name in preamble frames control; do \
 	  ../.venv-fuzz/bin/python -m fuzz $$name -max_total_time=$(SECONDS) -max_len=4096 || exit 1; \
 	done
+
+tutorial: .venv/.dev ## docs/tutorial.md as it stands, timed from the clone on
+	@.venv/bin/python -m pytest -q -p no:cacheprovider tests/test_tutorial.py
 
 screenshots: .venv/.dev ## docs/images: status page, whip top, mitmproxy's screens, by Chromium (Debian: chromium)
 	@cd tests && ../.venv/bin/python -m screenshots ../docs/images

@@ -124,6 +124,7 @@ class _Doctor:
         if egress is not None and not endpoint.srv and egress.carries(endpoint.host):
             return [Address(endpoint.host, endpoint.port)]
         words = _LastWords()
+        self._checkup.doing(f"looking for {endpoint.host}")
         try:
             async with (
                 asyncio.timeout(DNS_TIMEOUT),
@@ -192,6 +193,7 @@ class _Doctor:
 
     async def _check_registration(self, endpoint: Endpoint, address: Address) -> None:
         checkup, name = self._checkup, self._settings.name.full
+        checkup.doing(f"registering {name} at {address}")
         try:
             async with (
                 asyncio.timeout(ANSWER_TIMEOUT),

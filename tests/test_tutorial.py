@@ -11,7 +11,6 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +71,7 @@ def test_every_block_of_the_page_is_a_step(tmp_path: Path) -> None:
 @needs_program("curl")
 @pytest.mark.timeout(600)
 def test_a_reader_gets_from_a_clone_to_a_flow(
-    tmp_path: Path, record_property: Callable[[str, object], None]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clone = tmp_path / "whip"
 
@@ -99,5 +98,7 @@ def test_a_reader_gets_from_a_clone_to_a_flow(
                 assert status == 0, str(process)
         return time.monotonic() - begun
 
-    # Most of it is pip; on a busy machine it is not the page that is slow.
-    record_property("seconds", round(run(main(), patience=550)))
+    # Told (`make tutorial`), and not asserted: most of it is pip, and machines can be busy.
+    seconds = round(run(main(), patience=550))
+    with capsys.disabled():
+        print(f"\nthe tutorial, from a clone to the flow and a replay: {seconds} s")

@@ -19,7 +19,9 @@ from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
 
 import click
+from mitmproxy.io import FlowReader
 
+from whip_core import progress
 from whip_core.errors import WhipError
 from whip_core.options import Failure, option
 
@@ -85,21 +87,27 @@ def _demo(folder: Path, keep: bool) -> None:
             f"whip proxy --proxy-listen-port={proxy_port} --whip-grpc-listen-port={grpc_port} "
             f"--whip-tcp-listen-port={tcp_port} --whip-external-tcp-address=localhost "
             "--tls-key-path=server-key.pem --tls-cert-path=server-cert.pem "
-            f"--tls-ca-cert-path=ca-cert.pem --metrics-listen=127.0.0.1:{metrics_port}"
+            f"--tls-ca-cert-path=ca-cert.pem --metrics-listen=127.0.0.1:{metrics_port} "
+            "-- -w flows.mitm"
         )
         with _process(folder, agent, "agent.log"):
             _say(4, "mitmproxy with whip's addon: the broker that agents register at.")
             with _process(folder, proxy, "proxy.log") as running:
-                _wait_until_registered(metrics_port, running, folder)
-                _requests(proxy_port, metrics_port)
+                with progress.doing("  mitmproxy starts, and the agent comes to its broker ..."):
+                    _wait_until_registered(metrics_port, running, folder)
+                click.echo("  the agent has registered.")
+                _requests(proxy_port)
+                _figures(metrics_port)
                 if keep:
                     click.echo(f"\nStill running: curl --proxy localhost:{proxy_port} {NAME}/")
                     click.echo("Ctrl-C ends it.")
                     threading.Event().wait()
-    click.echo("\nThat was it. `whip demo --keep` leaves it running for you to try.")
+            _facts(folder / "flows.mitm")
+    click.echo("\nThat was it. `whip demo --keep=true` leaves it running for you to try, and")
+    click.echo("with mitmproxy's screens it is `whip proxy --ui console` or `--ui web`.")
 
 
-def _requests(proxy_port: int, metrics_port: int) -> None:
+def _requests(proxy_port: int) -> None:
     _say(5, "A request by name, through the proxy, over mutual TLS, to the private service:")
     _show(f"curl --proxy localhost:{proxy_port} {NAME}/")
     status, body = _get(proxy_port, f"http://{NAME}/")
@@ -110,11 +118,22 @@ def _requests(proxy_port: int, metrics_port: int) -> None:
     _show(f"curl --proxy localhost:{proxy_port} instance2.testdom/")
     status, body = _get(proxy_port, "http://instance2.testdom/")
     click.echo(f"  {status}: {_text_of(body)}")
+
+
+def _figures(metrics_port: int) -> None:
     _say(7, "What Prometheus sees:")
     _show(f"curl -s localhost:{metrics_port}/metrics")
     for line in _metrics(metrics_port):
         if line.startswith((REGISTERED, "whip_proxy_requests_total{")):
             click.echo(f"  {line}")
+
+
+def _facts(path: Path) -> None:
+    """Of the proxy that has ended: mitmproxy may keep the last ones back until then."""
+    _say(8, "Each request is a flow in mitmproxy (here saved by -w) that knows its tunnel:")
+    with path.open("rb") as file:
+        for flow in FlowReader(file).stream():
+            click.echo(f"  {flow.comment}")
 
 
 def _say(step: int, text: str) -> None:

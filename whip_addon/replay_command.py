@@ -24,6 +24,7 @@ from whip_addon.comparing import Comparison, Reply, compare
 from whip_addon.directory import members_of
 from whip_addon.internal import AGENTS, HOST
 from whip_addon.replies import reply_of, why_not_replayed
+from whip_core import progress
 from whip_core.errors import UnknownName
 from whip_core.names import AgentName
 from whip_core.options import Failure, option
@@ -173,8 +174,15 @@ def _across(
     def ask(instance: str) -> Reply:
         return _reply(request, instance, proxy)
 
-    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="replay") as threads:
-        return compare(list(threads.map(ask, instances)), ignored)
+    with (
+        progress.doing(f"asking {len(instances)} instances ..."),
+        ThreadPoolExecutor(AT_ONCE, thread_name_prefix="replay") as threads,
+    ):
+        replies: list[Reply] = []
+        for reply in threads.map(ask, instances):
+            replies.append(reply)
+            progress.say(f"{len(replies)} of {len(instances)} instances have answered")
+    return compare(replies, ignored)
 
 
 def _reply(request: Request, instance: str, proxy: Proxy) -> Reply:

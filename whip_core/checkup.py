@@ -18,6 +18,7 @@ from pathlib import Path
 
 import click
 
+from whip_core import progress
 from whip_core.certificates import (
     certificate_names_pem,
     certificates_in,
@@ -57,6 +58,10 @@ class Checkup:
     def __init__(self) -> None:
         self.findings: list[Finding] = []
 
+    def doing(self, text: str) -> None:
+        """What is waited for now; for who sits before a terminal."""
+        progress.say(f"{text} ...")
+
     def ok(self, check: str, text: str) -> None:
         self.findings.append(Finding(check, OK, text))
 
@@ -72,6 +77,7 @@ class Checkup:
 
     def show(self, *, as_json: bool) -> None:
         """Print all, and end the command: with status 1 if there is a problem."""
+        progress.say("")
         if as_json:
             click.echo(json.dumps([dataclasses.asdict(each) for each in self.findings], indent=1))
         else:
@@ -165,6 +171,7 @@ async def check_port(
 
     Unless it `is_client`, our certificate is one that may well be refused.
     """
+    checkup.doing(f"connecting to {where}")
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT):
             reader, writer = await connect()

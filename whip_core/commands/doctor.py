@@ -167,6 +167,7 @@ def _check_name(checkup: Checkup, settings: BrokerSettings) -> None:
 async def _check_dns(checkup: Checkup, settings: BrokerSettings) -> None:
     host = settings.external_host
     loop = asyncio.get_running_loop()
+    checkup.doing(f"looking for {host}")
     try:
         found = await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
