@@ -46,11 +46,6 @@ def test_volatile_headers_are_left_out_and_so_are_the_ones_named() -> None:
     assert not compare(replies, ["X-ID"]).differs
 
 
-def test_of_equally_frequent_answers_one_that_is_there_is_the_norm() -> None:
-    replies = [Reply("a.d", error="nobody there"), Reply("b.d", 200)]
-    assert compare(replies).differences == {"a.d": ["no answer: nobody there"]}
-
-
 def test_status_missing_headers_and_failures_are_told() -> None:
     replies = [
         Reply("a.d", 200, (("x", "1"), ("X", "2"))),
