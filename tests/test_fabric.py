@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import time
@@ -43,7 +44,7 @@ from whip_core.errors import (
 from whip_core.fabric_wire import MAX_AGE, Gate, Unwelcome
 from whip_core.framed import FramedConnection
 from whip_core.frames import Role
-from whip_core.names import Target
+from whip_core.names import AgentName, Target
 from whip_core.preamble import Preamble
 from whip_core.tls import client_context
 
@@ -437,5 +438,27 @@ def test_another_agents_certificate_is_no_good_for_a_guests_secret() -> None:
                 await log.until("with another certificate's names")
                 await agent.send(control.ConnectFailed(visit.connection_id, "not me"))
                 assert type(await dial) is AgentGone
+
+    run(main())
+
+
+def test_a_name_is_offered_only_with_a_certificate_that_covers_it() -> None:
+    async def main() -> None:
+        kind = Local()
+        async with (
+            joined(kind, 2, tls=server_files("localhost")) as (holder, other),
+            scripted(holder, tls=client_files("instance1.testdom")) as agent,
+        ):
+            await agent.expect(control.Registered)
+            session = next(iter(holder._registry))
+            session.registration = dataclasses.replace(
+                session.registration, name=AgentName.parse("bank", "testdom")
+            )
+            session._view = None
+            holder._registry.named = lambda name: [session]
+            holder._neighbours._mail.fabric.hold("agent.bank.testdom", shared=False)
+            assert type(await refusal(other, "bank.testdom")) is UnknownName
+            metrics, name = other.metrics.registry, "whip_server_fabric_dropped_messages_total"
+            assert metrics.get_sample_value(name, {"reason": "malformed"}) == 1
 
     run(main())

@@ -28,7 +28,7 @@ from whip_core.audit import AuditLog
 from whip_core.authorization import CertificateCoversName, PolicyRules
 from whip_core.awaited import Awaited
 from whip_core.caller import Caller
-from whip_core.certificates import Role
+from whip_core.certificates import Role, check_relays
 from whip_core.control_server import ControlServer, ControlStream
 from whip_core.credentials import Credentials
 from whip_core.dial_address import DialAddress
@@ -55,6 +55,7 @@ from whip_core.policy_file import parse_policy
 from whip_core.preamble import OldPreamble
 from whip_core.rare_log import RareLog
 from whip_core.registry import Contested, Joined, Registry
+from whip_core.relaying import Relaying
 from whip_core.reverse_listener import Arrival, ReverseListener
 from whip_core.session import Session
 from whip_core.stream import Stream
@@ -259,6 +260,19 @@ class Broker(Dials):
             self._awaited,
             self.plugins,
             self.metrics.fabric_message_dropped,
+            self._make_relaying() if self.settings.relay else None,
+        )
+
+    def _make_relaying(self) -> Relaying:
+        settings = self.settings
+        if settings.tls is not None:
+            check_relays(settings.tls)
+        return Relaying(
+            self._dialer,
+            lambda: self._reverse_address,
+            self._credentials,
+            allow_plaintext=settings.allow_plaintext,
+            timeout=settings.dial_timeout,
         )
 
     def _make_dial_socket(self) -> DialSocket:
@@ -542,6 +556,8 @@ class Broker(Dials):
         else:
             session = self._sessions_by_id.get(preamble.session_id)
         if session is None:
+            if self._neighbours is not None and self._neighbours.welcome(arrival):
+                return
             raise RemoteProtocolError("it belongs to no session or dial (any more)")
         session.welcome(arrival)
 

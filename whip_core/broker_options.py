@@ -145,6 +145,9 @@ BROKER_OPTIONS: tuple[Option, ...] = (
             "The CA that the fabric's servers must be from (PEM)."),
     setting("--fabric-tls-key-path", OPTIONAL_TEXT, None, "Our private key there (PEM)."),
     setting("--fabric-tls-cert-path", OPTIONAL_TEXT, None, "Our certificate there (PEM)."),
+    setting("--relay", bool, False,
+            "Where an agent cannot reach the broker that dials, have the stream relayed by the "
+            "one that holds it, and relay for others: both need it (docs/brokers.md)."),
     setting("--metrics-listen", OPTIONAL_TEXT, None,
             f"Where the status page and /metrics are ({METRICS_LISTEN}); empty turns it off.",
             "HOST:PORT"),
@@ -180,6 +183,7 @@ OF_ALL_COMMANDS = frozenset(
 OF_A_BROKER = (
     *("whip_external_tcp_address", "whip_external_tcp_port", "whip_listen_host"),
     *("whip_picker", "whip_outlier_ejection", "whip_policy", "whip_plugins", "whip_fabric"),
+    "whip_relay",
 )
 """What means nothing beside another broker, and says that somebody expects otherwise."""
 
@@ -247,6 +251,11 @@ def read_broker(values: Mapping[str, Any], spell: Callable[[str], str] = by_name
             f"give {spell('whip_external_tcp_address')}: the name or address of this machine "
             "that agents connect back to (localhost if they are on it)"
         )
+    if values["whip_relay"] and not values["whip_fabric"]:
+        raise SettingsError(
+            f"{spell('whip_relay')} is for brokers that are joined: "
+            f"give {spell('whip_fabric')}, too"
+        )
     return BrokerSettings(
         external_host=address,
         external_port=_port(values, "whip_external_tcp_port", spell),
@@ -266,6 +275,7 @@ def read_broker(values: Mapping[str, Any], spell: Callable[[str], str] = by_name
         audit_log=Path(log).expanduser() if (log := values["whip_audit_log"]) else None,
         limits=_limits(values, spell),
         fabric=_fabric(values, spell),
+        relay=values["whip_relay"],
     )
 
 

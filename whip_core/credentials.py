@@ -20,7 +20,14 @@ import grpc
 
 from whip_core import tls
 from whip_core.agents import PeerCertificate
-from whip_core.certificates import Role, certificates_in, check_files, expires_at, read_pem_file
+from whip_core.certificates import (
+    Role,
+    certificate_names_pem,
+    certificates_in,
+    check_files,
+    expires_at,
+    read_pem_file,
+)
 from whip_core.errors import SettingsError
 from whip_core.revocation import Revocations
 from whip_core.settings import TLSFiles
@@ -61,6 +68,11 @@ class Credentials:
         self._seen = self._signature()
         for warning in self._load():
             logger.warning(warning)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those in our own certificate."""
+        return certificate_names_pem(self._pem[2])
 
     # What connections are made with. Each is built when it is first asked for.
 

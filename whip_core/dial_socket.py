@@ -35,7 +35,7 @@ from whip_core.dial_wire import (
 from whip_core.errors import DialError, RemoteProtocolError, SettingsError
 from whip_core.framed import FramedConnection
 from whip_core.frames import FrameCodec, OpenRequested, Role
-from whip_core.relay import RelaySide, join
+from whip_core.relay import splice
 from whip_core.sockets import bind, bind_unix, duplex, peer_address
 from whip_core.stream import Stream
 from whip_core.tasks import TaskSet
@@ -273,13 +273,7 @@ class _Dialler:
         except DialError as error:
             self.connection.refuse(failure_code(error), str(error))
             return
-        if self.connection.lost:
-            stream.reset("whoever dialled has gone")
-            return
-        service, program = RelaySide(), RelaySide()
-        stream.attach(service)
-        self.connection.accept(extra={}, told=encode_served(served)).attach(program)
-        join(service, program)
+        splice(stream, self.connection, encode_served(served))
 
     def _read(self, request: OpenRequested) -> Ask:
         try:

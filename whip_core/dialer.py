@@ -7,7 +7,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Coroutine
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -58,6 +58,9 @@ class Dial:
     open_seconds: float | None = None
     parked: bool = False
     failed: list[FailedAttempt] = field(default_factory=list)
+    relayed_by: str = ""
+    """As in `DialFinished`; the session that opens the stream says it."""
+    relayed_for: str = ""
 
     def __str__(self) -> str:
         asked_by = f" (request {self.caller.request_id})" if self.caller.request_id else ""
@@ -95,6 +98,8 @@ class Dial:
             total_seconds=time.monotonic() - self.started,
             failed=tuple(self.failed),
             pick_seconds=self.pick_seconds,
+            relayed_by=self.relayed_by,
+            relayed_for=self.relayed_for,
         )
 
 
@@ -171,9 +176,36 @@ class Dialer:
         except ValueError as error:
             raise UnknownName(str(error)) from error
         dial = Dial(secrets.token_bytes(DIAL_ID_SIZE), target, caller, started)
+        limit = self._timeout if timeout is None else timeout
+        return await self._told_of(dial, self._dial(dial, wait, limit))
+
+    async def relay(
+        self,
+        session: Session,
+        port: int,
+        *,
+        target: Target,
+        caller: Caller,
+        timeout: float,
+        relayed_for: str,
+        relayed_dial: str,
+    ) -> Stream:
+        """A stream to `session`, which another broker has picked for its dial, and may dial.
+
+        Like `dial` otherwise. The dial has an id of its own here: an agent that has failed
+        the other's may still say so.
+        """
+        dial_id = secrets.token_bytes(DIAL_ID_SIZE)
+        dial = Dial(dial_id, target, caller, time.monotonic(), relayed_for=relayed_for)
+        dial.asked, dial.candidate = target, Candidate(session, port)
+        logger.info("%s relays dial %s of the broker %s", dial, relayed_dial[:8], relayed_for)
+        return await self._told_of(dial, self._open(dial, dial.candidate, timeout))
+
+    async def _told_of(self, dial: Dial, opening: Coroutine[None, None, Stream]) -> Stream:
+        """What `opening` gives, within what is admitted; plugins and the log are told of it."""
         try:
-            with self._admission.dial(target, caller):
-                stream = await self._dial(dial, wait, self._timeout if timeout is None else timeout)
+            with contextlib.closing(opening), self._admission.dial(dial.target, dial.caller):
+                stream = await opening
         except DialError as error:
             logger.info("%s failed: %s", dial, error)
             error.dial = dial.finished(error)
@@ -215,7 +247,11 @@ class Dialer:
             dial.candidate.session.name,
             dial.candidate.port,
             outcome.total_seconds * 1000,
-            ", parked" if dial.parked else "",
+            f", relayed by the broker {dial.relayed_by}"
+            if dial.relayed_by
+            else ", parked"
+            if dial.parked
+            else "",
         )
         self._plugins.dial_finished(outcome)
 
@@ -352,12 +388,12 @@ class Dialer:
                 extra={"whip": dial},
                 on_finished=lambda stream: self._closed(dial, candidate, stream),
             )
+        except DialError as error:
+            raise type(error)(f"{dial.target}: {error}") from error
         except TimeoutError as error:
             raise DialTimeout(
                 f"{dial.target}: no answer from agent {session.name} within {timeout:.1f} s"
             ) from error
-        except DialError as error:
-            raise type(error)(f"{dial.target}: {error}") from error
         return stream
 
     def _closed(self, dial: Dial, candidate: Candidate[Session], stream: Stream) -> None:

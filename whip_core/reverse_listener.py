@@ -35,6 +35,8 @@ class Arrival:
     address: tuple[str, int]
     certificate_names: tuple[str, ...] | None
     """None without TLS."""
+    certificate: bytes | None
+    """DER; None without TLS."""
     adopt: Callable[[asyncio.Protocol], None]
     """Hands the connection over to a protocol, with what came behind the preamble."""
 
@@ -208,7 +210,7 @@ class _Incoming(asyncio.Protocol):
                 return
             certificate = peer_certificate(self._transport)
             names = certificate_names(certificate) if certificate is not None else None
-            self._welcome(Arrival(preamble, self.address, names, self._adopt))
+            self._welcome(Arrival(preamble, self.address, names, certificate, self._adopt))
         except (RemoteProtocolError, ValueError) as error:  # ValueError: its certificate
             self._refuse("preamble", str(error))
 
