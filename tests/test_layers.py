@@ -44,7 +44,7 @@ LAYERS = {
         "whip_core": "__init__ aiohttp audit broker broker_options checkup cli commands.__init__"
         " commands.* control_call dial_desk dialer dials fabrics guests holding httpx metrics"
         " monitor neighbours operating options plugin_sources plugins public pytest_plugin relaying"
-        " remote status testing.__init__ testing.*",
+        " remote remote_dial status testing.__init__ testing.*",
         "client_agent": "__init__ agent command doctor plugins session testing worker",
         "whip_addon": "__init__ *",
     },

@@ -101,6 +101,7 @@ class Broker(Dials):
             lambda: self.agents,
             self._view,
             self._known_domains,
+            lambda: (self.broker_id, self.goes_by_caller),
             self._stopping,
         )
         self._audit_log = AuditLog(settings.audit_log) if settings.audit_log else None
@@ -214,6 +215,7 @@ class Broker(Dials):
         if self._stopping.is_set():
             return
         self._stopping.set()
+        self._desk.draining()
         if self._neighbours is not None:
             self._neighbours.holder.drain()
         for session in self._registry:
@@ -475,6 +477,7 @@ class Broker(Dials):
         round_trip = session.received(message)
         if session.draining != was_draining:
             self._registry.standing_changed(session)
+            self._desk.agent_changed(session.name.full)
         if round_trip is not None:
             self.plugins.round_trip(session.view(), round_trip)
         if self._neighbours is not None:

@@ -180,12 +180,16 @@ OF_ALL_COMMANDS = frozenset(
 """What `whip_core.options.common_options` declares for every long-running command."""
 
 
-OF_A_BROKER = (
-    *("whip_external_tcp_address", "whip_external_tcp_port", "whip_listen_host"),
-    *("whip_picker", "whip_outlier_ejection", "whip_policy", "whip_plugins", "whip_fabric"),
-    "whip_relay",
+WITH_ANOTHER_BROKER = frozenset(
+    f"{PREFIX}{name}"
+    for name in (
+        *("tls", "tls_key_path", "tls_cert_path", "tls_ca_cert_path", "tls_crl_path"),
+        *("allow_plaintext", "domains", "dial_timeout", "drain_timeout", "wait"),
+        *("metrics_listen", "control_socket"),
+    )
 )
-"""What means nothing beside another broker, and says that somebody expects otherwise."""
+"""What means something beside another broker, too. The rest is for that one: to take it
+without a word would have somebody rely on it."""
 
 
 def declare(options: Iterable[Option]) -> Callable[[Command], Command]:
@@ -337,9 +341,12 @@ def read_remote(
     """What it takes to use another broker, if one is named. Raises `SettingsError`."""
     if not values["whip_broker"]:
         return None
-    own = {option.name: option.default for option in BROKER_OPTIONS}
-    for name in OF_A_BROKER:
-        if values[name] not in (own[name], list(own[name] or ()), tuple(own[name] or ())):
+    for each in BROKER_OPTIONS:
+        name, default = each.name, each.default
+        if name in WITH_ANOTHER_BROKER or name not in values:
+            continue
+        given = tuple(values[name]) if each.type is TEXTS else values[name]
+        if given != (tuple(default) if each.type is TEXTS else default):
             raise SettingsError(
                 f"{spell(name)} is for a broker: give it to the one at "
                 f"{spell('whip_broker')} {values['whip_broker']}"
