@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
@@ -44,6 +45,7 @@ from whip_core.errors import (
 from whip_core.fabric_wire import MAX_AGE, Gate, Unwelcome
 from whip_core.framed import FramedConnection
 from whip_core.frames import Role
+from whip_core.guests import MAX_OFFERS
 from whip_core.names import AgentName, Target
 from whip_core.preamble import Preamble
 from whip_core.tls import client_context
@@ -460,5 +462,25 @@ def test_a_name_is_offered_only_with_a_certificate_that_covers_it() -> None:
             assert type(await refusal(other, "bank.testdom")) is UnknownName
             metrics, name = other.metrics.registry, "whip_server_fabric_dropped_messages_total"
             assert metrics.get_sample_value(name, {"reason": "malformed"}) == 1
+
+    run(main())
+
+
+def test_of_many_agents_at_a_holder_each_is_offered_at_some_time() -> None:
+    async def main() -> None:
+        kind = Local()
+        async with (
+            joined(kind, 2) as (holder, other),
+            contextlib.AsyncExitStack() as stack,
+        ):
+            for number in range(MAX_OFFERS + 4):
+                message = registration(f"instance{number}")
+                agent = await stack.enter_async_context(scripted(holder, message))
+                await agent.expect(control.Registered)
+            offered: set[str] = set()
+            while len(offered) < MAX_OFFERS + 4:
+                found = await other._neighbours.find(Target("testdom", 80), Caller(), ())
+                assert len(found) == MAX_OFFERS
+                offered |= {view.name.hostname for view in found.views}
 
     run(main())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import json
+import random
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -99,7 +100,10 @@ class Holder:
         target = Target.parse(text(message.body, "name"), number(message.body, "port"))
         offers: list[dict[str, Any]] = []
         room = MAX_MESSAGE - 1024
-        for session in self._registry.named(target.name)[:MAX_OFFERS]:
+        named = self._registry.named(target.name)
+        if len(named) > MAX_OFFERS:
+            named = random.sample(named, MAX_OFFERS)  # all of them get their share
+        for session in named:
             plain = session.peer.certificate_names is None
             offer = {"agent": encode_agent(session.view()), "plain": plain}
             room -= len(json.dumps(offer))
