@@ -484,3 +484,32 @@ def test_of_many_agents_at_a_holder_each_is_offered_at_some_time() -> None:
                 offered |= {view.name.hostname for view in found.views}
 
     run(main())
+
+
+def test_a_dial_that_waits_outlasts_a_fabric_that_goes_in_the_middle_of_it() -> None:
+    async def main() -> None:
+        kind, gone = Local(), asyncio.Event()
+
+        class Going:
+            """Between the search for an agent and the request to it."""
+
+            @hookimpl
+            def whip_authorize_dial(self) -> None:
+                kind.exchange.up = gone.is_set()
+                gone.set()
+
+        async with (
+            joined(kind, 2, None, Going()) as (holder, other),
+            scripted(holder) as agent,
+            asyncio.TaskGroup() as group,
+        ):
+            await agent.expect(control.Registered)
+            with Log() as log:
+                dial = group.create_task(refusal(other, wait=10))
+                await log.until("waiting for it to come back")
+            await kind.up()
+            visit = await agent.expect(control.Visit)
+            await agent.send(control.ConnectFailed(visit.connection_id, "reached, and refused"))
+            assert "reached, and refused" in str(await dial)
+
+    run(main())

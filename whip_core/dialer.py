@@ -16,6 +16,7 @@ from whip_core.agents import AgentView, Destination, DialFinished, FailedAttempt
 from whip_core.caller import Caller
 from whip_core.candidates import Candidate, Candidates
 from whip_core.errors import (
+    AgentGone,
     BrokerClosed,
     DialError,
     DialTimeout,
@@ -40,6 +41,11 @@ leave time for others, and each must have enough for a long path."""
 
 SEEK_INTERVAL = 0.5
 """Seconds between two looks elsewhere for an agent that is waited for: nobody tells us."""
+
+
+class MayReturn(AgentGone):
+    """The broker that holds the agent cannot be asked, or has just lost it: a dial that waits for
+    agents waits for this one."""
 
 
 @dataclass(slots=True)
@@ -257,6 +263,7 @@ class Dialer:
 
     async def _dial(self, dial: Dial, wait: float, timeout: float) -> Stream:
         asked = dial.asked = self._plugins.resolve(dial.target, dial.caller)
+        wait_until = time.monotonic() + wait
         candidates = await self._resolve(asked, dial.caller, wait)
         dial.resolve_seconds = time.monotonic() - dial.started
         deadline = time.monotonic() + timeout
@@ -274,10 +281,22 @@ class Dialer:
             except DialError as error:
                 dial.failed.append(FailedAttempt(candidate.session.view(), error))
                 untried = await self._untried(asked, dial.caller, tried)
-                if untried is None or time.monotonic() >= deadline:
+                if time.monotonic() >= deadline:
                     raise
-                candidates = untried
-                logger.warning("%s: %s; trying another agent", dial, error)
+                if untried is not None:
+                    candidates = untried
+                    logger.warning("%s: %s; trying another agent", dial, error)
+                    continue
+                waiting, left = time.monotonic(), wait_until - time.monotonic()
+                if left <= 0 or not (isinstance(error, MayReturn) or candidate.session.ended):
+                    raise
+                logger.warning("%s: %s; waiting for it to come back", dial, error)
+                try:
+                    candidates = await self._resolve(asked, dial.caller, left)
+                except UnknownName:
+                    raise error from None
+                deadline += time.monotonic() - waiting
+                tried.clear()
 
     async def _untried(
         self, target: Target, caller: Caller, tried: set[Session]

@@ -21,7 +21,7 @@ from whip_core.agents import AgentView, Peer, Registration
 from whip_core.awaited import Awaited, OnFinished
 from whip_core.certificates import covers
 from whip_core.dial_wire import decode_agent, encode_caller
-from whip_core.dialer import Dial
+from whip_core.dialer import Dial, MayReturn
 from whip_core.errors import (
     AgentGone,
     DialError,
@@ -192,7 +192,9 @@ class Guest(Session):
                 self.holder, "allow", "allowed", session=self.offered.session_id, **of_dial(dial)
             )
         except FabricError as problem:
-            raise AgentGone(f"the broker that judges dials to {self.name}: {problem}") from problem
+            raise MayReturn(f"the broker that judges dials to {self.name}: {problem}") from problem
+        except AgentGone as gone:
+            raise MayReturn(str(gone)) from gone
 
 
 class _ByWayOfHolder:
@@ -260,7 +262,9 @@ class _ByWayOfHolder:
             await self._mail.request(self._guest.holder, "visit", "visiting", **body)
             return
         except FabricError as problem:
-            error = AgentGone(f"the broker that holds agent {self._guest.name}: {problem}")
+            error = MayReturn(f"the broker that holds agent {self._guest.name}: {problem}")
+        except AgentGone as gone:
+            error = MayReturn(str(gone))
         except DialError as refused:
             error = refused
         if dial is not None and (wait := self._awaited.get(dial.connection_id)) is not None:

@@ -104,6 +104,10 @@ class Session:
         return self.control.state is State.DRAINING
 
     @property
+    def ended(self) -> bool:
+        return self.control.state is State.ENDED
+
+    @property
     def speaks_frames(self) -> bool:
         return self.registration.protocol_version >= 1
 
