@@ -24,6 +24,7 @@ from whip_core import drain, tls_transport
 from whip_core.framed import FramedConnection
 from whip_core.frames import OpenRequested, Role
 from whip_core.raw import RawConnection
+from whip_core.relay import splice
 from whip_core.stream import Stream
 from whip_core.testing import Authority, MemoryTransport, memory_pair
 from whip_core.tls import client_context, server_context
@@ -274,6 +275,47 @@ async def _over_mtls(one: _Watched, other: _Watched) -> None:
     limit_kernel_buffers(one.transport, other.transport)
 
 
+async def _over_a_relay(one: _Watched, other: _Watched) -> None:
+    """As between two brokers, of which one relays for the other."""
+    loop = asyncio.get_running_loop()
+    beyond = FramedConnection(Role.OPENER)
+    inner, inner_other = await _tcp(loop, beyond, other)
+
+    def carry(connection: FramedConnection, request: OpenRequested) -> asyncio.Task[None]:
+        async def splice_both() -> None:
+            stream = await beyond.open(request.port, request.dial_id, extra={})
+            splice(stream, connection)
+
+        return loop.create_task(splice_both())
+
+    def gone(_: FramedConnection) -> None:
+        if beyond.is_parked:  # else the relay passes it on
+            beyond.close()
+
+    near = FramedConnection(Role.ACCEPTOR, on_open=carry, on_lost=gone)
+    outer_one, outer = await _tcp(loop, one, near)
+    limit_kernel_buffers(inner, inner_other, outer_one, outer)
+
+
+async def _tcp(
+    loop: asyncio.AbstractEventLoop, one: asyncio.Protocol, other: asyncio.Protocol
+) -> tuple[asyncio.BaseTransport, asyncio.BaseTransport]:
+    accepted: asyncio.Future[asyncio.BaseTransport] = loop.create_future()
+
+    class Accepted(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            transport.set_protocol(other)
+            other.connection_made(transport)
+            accepted.set_result(transport)
+
+    server = await loop.create_server(Accepted, "127.0.0.1", 0)
+    transport, _ = await loop.create_connection(
+        lambda: one, "127.0.0.1", server.sockets[0].getsockname()[1]
+    )
+    server.close()
+    return transport, await accepted
+
+
 def limit_kernel_buffers(*transports: asyncio.BaseTransport) -> None:
     for transport in transports:
         sock = transport.get_extra_info("socket")
@@ -338,6 +380,7 @@ KINDS = (
     FRAMED_IN_MEMORY,
     Kind("framed-tcp", _over_tcp, framed=True),
     Kind("framed-mtls", _over_mtls, framed=True),
+    Kind("framed-relayed", _over_a_relay, framed=True, tells_cut=False),
     Kind("raw-tcp", _over_tcp, framed=False, tells_cut=False),
     Kind("raw-mtls", _over_mtls, framed=False, half_close=False),
 )

@@ -207,3 +207,10 @@ def test_without_a_broker_a_forward_says_so_and_goes_on(tmp_path: Path) -> None:
             await forward.says("is `whip broker` running?")
 
     run(main())
+
+
+def test_a_broker_that_relays_for_nobody_is_told_so() -> None:
+    given = [*QUIET, "--whip-external-tcp-address=localhost", "--dial-listen=unix:/tmp/x"]
+    result = CliRunner().invoke(whip, ["broker", *given, "--relay"])
+    assert result.exit_code == 2
+    assert "--relay is for brokers that are joined: give --fabric, too" in result.output

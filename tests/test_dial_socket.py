@@ -106,7 +106,7 @@ def test_what_is_sent_comes_back_and_the_next_dial_uses_the_connection_again(
             for _ in range(3):
                 streams = await remote.open_connection("instance1.testdom", 80)
                 assert streams[1].get_extra_info("peername")[0] == "127.0.0.1"
-                assert streams[1].get_extra_info("served").agent == "instance1.testdom"
+                assert str(streams[1].get_extra_info("whip").agent.name) == "instance1.testdom"
                 assert await exchange(streams, data) == data
             assert repr(remote._client).endswith("connections=2 idle=1>")  # the news is the other
 

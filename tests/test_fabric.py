@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import json
 import os
 import time
@@ -43,7 +45,8 @@ from whip_core.errors import (
 from whip_core.fabric_wire import MAX_AGE, Gate, Unwelcome
 from whip_core.framed import FramedConnection
 from whip_core.frames import Role
-from whip_core.names import Target
+from whip_core.guests import MAX_OFFERS
+from whip_core.names import AgentName, Target
 from whip_core.preamble import Preamble
 from whip_core.tls import client_context
 
@@ -437,5 +440,76 @@ def test_another_agents_certificate_is_no_good_for_a_guests_secret() -> None:
                 await log.until("with another certificate's names")
                 await agent.send(control.ConnectFailed(visit.connection_id, "not me"))
                 assert type(await dial) is AgentGone
+
+    run(main())
+
+
+def test_a_name_is_offered_only_with_a_certificate_that_covers_it() -> None:
+    async def main() -> None:
+        kind = Local()
+        async with (
+            joined(kind, 2, tls=server_files("localhost")) as (holder, other),
+            scripted(holder, tls=client_files("instance1.testdom")) as agent,
+        ):
+            await agent.expect(control.Registered)
+            session = next(iter(holder._registry))
+            session.registration = dataclasses.replace(
+                session.registration, name=AgentName.parse("bank", "testdom")
+            )
+            session._view = None
+            holder._registry.named = lambda name: [session]
+            holder._neighbours._mail.fabric.hold("agent.bank.testdom", shared=False)
+            assert type(await refusal(other, "bank.testdom")) is UnknownName
+            metrics, name = other.metrics.registry, "whip_server_fabric_dropped_messages_total"
+            assert metrics.get_sample_value(name, {"reason": "malformed"}) == 1
+
+    run(main())
+
+
+def test_of_many_agents_at_a_holder_each_is_offered_at_some_time() -> None:
+    async def main() -> None:
+        kind = Local()
+        async with (
+            joined(kind, 2) as (holder, other),
+            contextlib.AsyncExitStack() as stack,
+        ):
+            for number in range(MAX_OFFERS + 4):
+                message = registration(f"instance{number}")
+                agent = await stack.enter_async_context(scripted(holder, message))
+                await agent.expect(control.Registered)
+            offered: set[str] = set()
+            while len(offered) < MAX_OFFERS + 4:
+                found = await other._neighbours.find(Target("testdom", 80), Caller(), ())
+                assert len(found) == MAX_OFFERS
+                offered |= {view.name.hostname for view in found.views}
+
+    run(main())
+
+
+def test_a_dial_that_waits_outlasts_a_fabric_that_goes_in_the_middle_of_it() -> None:
+    async def main() -> None:
+        kind, gone = Local(), asyncio.Event()
+
+        class Going:
+            """Between the search for an agent and the request to it."""
+
+            @hookimpl
+            def whip_authorize_dial(self) -> None:
+                kind.exchange.up = gone.is_set()
+                gone.set()
+
+        async with (
+            joined(kind, 2, None, Going()) as (holder, other),
+            scripted(holder) as agent,
+            asyncio.TaskGroup() as group,
+        ):
+            await agent.expect(control.Registered)
+            with Log() as log:
+                dial = group.create_task(refusal(other, wait=10))
+                await log.until("waiting for it to come back")
+            await kind.up()
+            visit = await agent.expect(control.Visit)
+            await agent.send(control.ConnectFailed(visit.connection_id, "reached, and refused"))
+            assert "reached, and refused" in str(await dial)
 
     run(main())

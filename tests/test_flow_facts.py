@@ -25,7 +25,7 @@ from whip_core.caller import NOBODY
 from whip_core.errors import DialError
 from whip_core.names import Target
 
-OF_EVERY_DIAL = set(MEANINGS) - {keys.ERROR, keys.FAULT}
+OF_EVERY_DIAL = set(MEANINGS) - {keys.ERROR, keys.FAULT, keys.RELAYED_BY}
 
 
 def test_a_request_knows_its_tunnel_and_says_so_in_its_comment() -> None:

@@ -37,15 +37,15 @@ LAYERS = {
         "whip_core": "acceptor awaited control_server control_socket credentials deadlines"
         " dial_client dial_socket drain fabric_local fabric_mail fabric_nats forward framed"
         " heartbeat log_lines outbox parked_pool raw relay reverse_listener session sockets"
-        " strangers stream stream_reader systemd tasks tls tls_records tls_transport tls_trial"
-        " web",
+        " strangers stream stream_reader systemd tasks tls tls_records tls_transport tls_trial web",
         "client_agent": "berth control_client discovery egress_tunnel local parker reverse",
     },
     3: {  # assembly
         "whip_core": "__init__ aiohttp audit broker broker_options broker_values checkup cli"
         " commands.* commands.__init__ control_call dial_checkup dial_desk dialer dials fabrics"
         " guests holding httpx metrics monitor neighbours operating options plugin_sources plugins"
-        " progress public pytest_plugin registrar remote status testing.* testing.__init__",
+        " progress public pytest_plugin registrar relaying remote remote_dial status testing.*"
+        " testing.__init__",
         "client_agent": "__init__ agent command doctor plugins session testing worker",
         "whip_addon": "__init__ *",
     },

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from programs import needs_program, path_of
 from whip_core import cli
@@ -211,6 +212,17 @@ def test_a_server_with_a_name_gets_no_other(ca: Path, given: list[str]) -> None:
     cert = x509.load_pem_x509_certificate((ca / "server-cert.pem").read_bytes())
     names = cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert len(list(names)) == 1
+
+
+@pytest.mark.parametrize("given", [(), ("--relay",)])
+def test_only_a_broker_that_relays_gets_a_certificate_for_a_client_too(
+    ca: Path, given: tuple[str, ...]
+) -> None:
+    succeed("createandsign", "server", "--dns-names", "a.test", *given)
+    cert = x509.load_pem_x509_certificate((ca / "server-cert.pem").read_bytes())
+    usages = cert.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert ExtendedKeyUsageOID.SERVER_AUTH in usages
+    assert (ExtendedKeyUsageOID.CLIENT_AUTH in usages) is bool(given)
 
 
 def test_a_wildcard_that_no_tls_client_takes_gets_a_note(ca: Path) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 
 import pytest
 
 from agent_views import view, views
+from tunnel import broker_settings, registration, run, scripted
+from whip_core import Broker, control
 from whip_core.agents import AgentView
 from whip_core.caller import NOBODY, Caller, HttpRequest
 from whip_core.names import Target
-from whip_core.sticky import Sticky, cookie_key, header_key
+from whip_core.sticky import Sticky, caller_key, cookie_key, header_key
 
 TARGET = Target("testdom", 80)
 KEYS = 4_000
@@ -84,6 +87,37 @@ def test_the_caller_is_the_proxys_user_else_the_address() -> None:
             Caller(proxy_user="me")
         )
     assert len({host(Caller(address=(f"192.0.2.{n}", 1))) for n in range(50)}) > 10
+
+
+def test_a_client_has_one_key_at_listeners_for_ipv4_and_for_both() -> None:
+    keys = {caller_key(Caller(address=(host, 1))) for host in ("192.0.2.1", "::ffff:192.0.2.1")}
+    assert keys == {"address 192.0.2.1"}
+    assert caller_key(Caller(address=("2001:db8::ffff", 1))) == "address 2001:db8::ffff"
+
+
+def test_brokers_with_the_same_agents_bring_a_user_to_the_same_one() -> None:
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            brokers = [
+                await stack.enter_async_context(Broker(broker_settings(picker="sticky")))
+                for _ in range(2)
+            ]
+            for broker, numbers in zip(brokers, (range(6), reversed(range(6))), strict=True):
+                for number in numbers:
+                    message = registration(f"instance{number}")
+                    agent = await stack.enter_async_context(scripted(broker, message))
+                    await agent.expect(control.Registered)
+            reached = [
+                [
+                    broker.destination("testdom", 80, Caller(proxy_user=user))
+                    for user in "abcdefghij"
+                ]
+                for broker in brokers
+            ]
+            assert reached[0] == reached[1]
+            assert len({str(destination) for destination in reached[0]}) > 2
+
+    run(main())
 
 
 def test_a_header_or_a_cookie_decides_where_it_is_asked_for() -> None:

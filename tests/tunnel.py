@@ -125,9 +125,9 @@ def authority() -> Authority:
 
 
 @functools.cache
-def server_files(*names: str) -> TLSFiles:
+def server_files(*names: str, relay: bool = False) -> TLSFiles:
     """A broker's, for these names and no address."""
-    return authority().server_files(names, ())
+    return authority().server_files(names, (), relay=relay)
 
 
 @functools.cache

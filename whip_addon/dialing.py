@@ -26,6 +26,7 @@ from whip_core.agents import DialFinished
 from whip_core.caller import Caller
 from whip_core.dialer import Dial
 from whip_core.errors import DialError, UnknownName
+from whip_core.remote_dial import RemoteDial
 from whip_core.web import WebServer
 
 logger = logging.getLogger(__name__)
@@ -173,6 +174,6 @@ async def _let_mitmproxy_begin() -> None:
 
 
 def _facts(dial: object, broker_id: str) -> Facts | None:
-    if isinstance(dial, Dial):
+    if isinstance(dial, Dial | RemoteDial):
         dial = dial.finished(None)
     return facts_of(dial, broker_id) if isinstance(dial, DialFinished) else None

@@ -20,6 +20,7 @@ PORT = "whip.port"
 BROKER = "whip.broker"
 DIAL = "whip.dial"
 PARKED = "whip.parked"
+RELAYED_BY = "whip.relayed_by"
 CERTIFICATE = "whip.certificate"
 RESOLVE_MS = "whip.resolve_ms"
 PICK_MS = "whip.pick_ms"
@@ -37,6 +38,7 @@ MEANINGS = {
     BROKER: "the broker's id",
     DIAL: "the connection's id, as in the logs of broker and agent",
     PARKED: "whether a parked reverse connection served, so that the dial took one round trip",
+    RELAYED_BY: "the id of the broker that relays it, as the agent cannot reach ours",
     CERTIFICATE: "the names that the agent's certificate proves",
     RESOLVE_MS: "milliseconds to find the name, with any wait for it to appear",
     PICK_MS: "milliseconds to choose the instance, and to ask whether it is allowed",
@@ -62,6 +64,8 @@ def facts_of(dial: DialFinished, broker_id: str) -> dict[str, Fact]:
     facts[BROKER] = broker_id
     facts[DIAL] = dial.dial_id
     facts[PARKED] = dial.parked
+    if dial.relayed_by:
+        facts[RELAYED_BY] = dial.relayed_by
     facts[RESOLVE_MS] = _milliseconds(dial.resolve_seconds)
     facts[PICK_MS] = _milliseconds(dial.pick_seconds)
     if dial.open_seconds is not None:

@@ -48,6 +48,8 @@ class _Dial(NamedTuple):
     seconds: float
     reason: str = ""
     error: str = ""
+    relayed_by: str = ""
+    relayed_for: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         address = self.caller_address[0] if self.caller_address else None
@@ -59,6 +61,8 @@ class _Dial(NamedTuple):
             "caller": f"{user} from {address}" if user and address else user or address,
             "parked": self.parked,
             "ms": round(self.seconds * 1000, 2),
+            **({"relayed_by": self.relayed_by} if self.relayed_by else {}),
+            **({"relayed_for": self.relayed_for} if self.relayed_for else {}),
             **({"reason": self.reason, "error": self.error} if self.reason else {}),
         }
 
@@ -150,6 +154,8 @@ class Activity:
             dial.total_seconds,
             error.reason if error is not None else "",
             printable(str(error), TEXT) if error is not None else "",
+            dial.relayed_by,
+            dial.relayed_for,
         )
         name = dial.agent.name.full if dial.agent is not None else None
         self._note("dial" if error is None else "failure", name, facts)

@@ -128,6 +128,10 @@ class DialFinished:
     """The agents that were tried in vain; the last one too, if the dial failed by it."""
     pick_seconds: float = 0.0
     """What choosing the agent took, and asking whether it is allowed."""
+    relayed_by: str = ""
+    """The id of the broker that relays the stream, as the agent cannot reach this one."""
+    relayed_for: str = ""
+    """The id of the broker that dials, if this one relays the stream for it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -232,6 +232,8 @@ def _dial(dial: DialFinished) -> dict[str, Any]:
         "session": agent.session_id if agent else None,
         "port": dial.port,
         "caller": _caller(dial.caller),
+        **({"relayed_by": dial.relayed_by} if dial.relayed_by else {}),
+        **({"relayed_for": dial.relayed_for} if dial.relayed_for else {}),
     }
 
 

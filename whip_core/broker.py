@@ -21,6 +21,7 @@ from whip_core.agents import (
 from whip_core.audit import AuditLog
 from whip_core.authorization import CertificateCoversName, PolicyRules
 from whip_core.caller import Caller
+from whip_core.certificates import check_relays
 from whip_core.control_server import ControlServer
 from whip_core.credentials import Credentials
 from whip_core.dial_address import DialAddress
@@ -43,6 +44,7 @@ from whip_core.plugins import Plugins
 from whip_core.policy import Policy
 from whip_core.policy_file import parse_policy
 from whip_core.registrar import Registrar
+from whip_core.relaying import Relaying
 from whip_core.reverse_listener import ReverseListener
 from whip_core.settings import Role
 from whip_core.stream import Stream
@@ -89,6 +91,7 @@ class Broker(Dials):
             lambda: self.agents,
             self._view,
             self._known_domains,
+            lambda: (self.broker_id, self.goes_by_caller),
             self._stopping,
         )
         self._audit_log = AuditLog(settings.audit_log) if settings.audit_log else None
@@ -120,6 +123,7 @@ class Broker(Dials):
         self._registry = self._registrar.registry
         self._dialer = Dialer(self._registry, self.plugins, settings.dial_timeout, admission)
         self._registrar.on_joined = self._dialer.agents_changed
+        self._registrar.on_draining = self._desk.agent_changed
         if outliers is not None:
             self._registrar.on_readmitted = outliers.readmitted
         self._dial_socket: DialSocket | None = None
@@ -215,6 +219,7 @@ class Broker(Dials):
         if self._stopping.is_set():
             return
         self._stopping.set()
+        self._desk.draining()
         self._registrar.say_draining("the broker is stopping")
 
     async def drain(self, timeout: float) -> None:
@@ -257,6 +262,19 @@ class Broker(Dials):
             self._registrar.awaited,
             self.plugins,
             self.metrics.fabric_message_dropped,
+            self._make_relaying() if self.settings.relay else None,
+        )
+
+    def _make_relaying(self) -> Relaying:
+        settings = self.settings
+        if settings.tls is not None:
+            check_relays(settings.tls)
+        return Relaying(
+            self._dialer,
+            lambda: self._reverse_address,
+            self._credentials,
+            allow_plaintext=settings.allow_plaintext,
+            timeout=settings.dial_timeout,
         )
 
     def _make_dial_socket(self) -> DialSocket:

@@ -131,6 +131,9 @@ BROKER_OPTIONS: tuple[Option, ...] = (
             "The CA that the fabric's servers must be from (PEM)."),
     setting("--fabric-tls-key-path", OPTIONAL_TEXT, None, "Our private key there (PEM)."),
     setting("--fabric-tls-cert-path", OPTIONAL_TEXT, None, "Our certificate there (PEM)."),
+    setting("--relay", bool, False,
+            "Where an agent cannot reach the broker that dials, have the stream relayed by the "
+            "one that holds it, and relay for others: both need it (docs/brokers.md)."),
     setting("--metrics-listen", OPTIONAL_TEXT, None,
             f"Where the status page and /metrics are ({METRICS_LISTEN}); empty turns it off.",
             "HOST:PORT"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from whip_core import limits
-from whip_core.broker_options import BROKER_OPTIONS, Option
+from whip_core.broker_options import BROKER_OPTIONS, PREFIX, TEXTS, Option
 from whip_core.dial_address import DialAddress
 from whip_core.errors import SettingsError
 from whip_core.host_patterns import dns_pattern
@@ -20,11 +20,16 @@ from whip_core.settings import BrokerSettings, FabricSettings, RemoteSettings, T
 
 CLUSTER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """It is part of the fabric's subjects, where dots and wildcards mean something."""
-OF_A_BROKER = (
-    *("whip_external_tcp_address", "whip_external_tcp_port", "whip_listen_host"),
-    *("whip_picker", "whip_outlier_ejection", "whip_policy", "whip_plugins", "whip_fabric"),
+WITH_ANOTHER_BROKER = frozenset(
+    f"{PREFIX}{name}"
+    for name in (
+        *("tls", "tls_key_path", "tls_cert_path", "tls_ca_cert_path", "tls_crl_path"),
+        *("allow_plaintext", "domains", "dial_timeout", "drain_timeout", "wait"),
+        *("metrics_listen", "control_socket"),
+    )
 )
-"""What means nothing beside another broker, and says that somebody expects otherwise."""
+"""What means something beside another broker, too. The rest is for that one: to take it
+without a word would have somebody rely on it."""
 
 
 def by_name(name: str) -> str:
@@ -46,6 +51,11 @@ def read_broker(values: Mapping[str, Any], spell: Callable[[str], str] = by_name
             f"give {spell('whip_external_tcp_address')}: the name or address of this machine "
             "that agents connect back to (localhost if they are on it)"
         )
+    if values["whip_relay"] and not values["whip_fabric"]:
+        raise SettingsError(
+            f"{spell('whip_relay')} is for brokers that are joined: "
+            f"give {spell('whip_fabric')}, too"
+        )
     return BrokerSettings(
         external_host=address,
         external_port=_port(values, "whip_external_tcp_port", spell),
@@ -65,6 +75,7 @@ def read_broker(values: Mapping[str, Any], spell: Callable[[str], str] = by_name
         audit_log=Path(log).expanduser() if (log := values["whip_audit_log"]) else None,
         limits=_limits(values, spell),
         fabric=_fabric(values, spell),
+        relay=values["whip_relay"],
     )
 
 
@@ -126,9 +137,12 @@ def read_remote(
     """What it takes to use another broker, if one is named. Raises `SettingsError`."""
     if not values["whip_broker"]:
         return None
-    own = {option.name: option.default for option in BROKER_OPTIONS}
-    for name in OF_A_BROKER:
-        if values[name] not in (own[name], list(own[name] or ()), tuple(own[name] or ())):
+    for each in BROKER_OPTIONS:
+        name, default = each.name, each.default
+        if name in WITH_ANOTHER_BROKER or name not in values:
+            continue
+        given = tuple(values[name]) if each.type is TEXTS else values[name]
+        if given != (tuple(default) if each.type is TEXTS else default):
             raise SettingsError(
                 f"{spell(name)} is for a broker: give it to the one at "
                 f"{spell('whip_broker')} {values['whip_broker']}"

@@ -80,6 +80,14 @@ def proves_host(der: bytes, host: str) -> bool:
     return names is not None and address in names.get_values_for_type(x509.IPAddress)
 
 
+def is_servers(der: bytes) -> bool:
+    """Whether a certificate says that it is for a server, as no agent's does.
+
+    Raises `ValueError` as `certificate_names` does.
+    """
+    return ExtendedKeyUsageOID.SERVER_AUTH in (_usages(_from_der(der)) or ())
+
+
 def expires_at(der_or_pem: bytes) -> datetime:
     """The last moment at which the (first) certificate is valid, in UTC.
 
@@ -131,6 +139,24 @@ def check_files(files: TLSFiles, role: Role | None = None) -> list[str]:
             "right only if the other end trusts another CA than this one"
         ]
     return []
+
+
+def check_relays(files: TLSFiles) -> None:
+    """See that a broker's certificate is good for connecting to other brokers, too.
+
+    Raises `SettingsError`, as `check_files` does.
+    """
+    source = f"--tls-cert-path {files.cert}"
+    certificate = certificates_in(read_pem_file(files.cert, source), source)[0]
+    try:
+        found = _usages(certificate) or ()
+    except ValueError as error:
+        raise SettingsError(f"{source}: {error}") from error
+    if not {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH} <= set(found):
+        raise SettingsError(
+            f"{source} is for a server only, and with --relay a broker connects to others too: "
+            "issue one for both with `whip pki createandsign server --relay`"
+        )
 
 
 def certificates_in(pem: bytes, source: str) -> list[x509.Certificate]:
@@ -243,17 +269,27 @@ def _check_role(role: Role, certificate: x509.Certificate, source: str) -> None:
     """A certificate that does not say what it is for is for everything."""
     usage, other, command = _USAGE[role]
     try:
-        found = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except x509.ExtensionNotFound:
-        return
-    except _UNREADABLE as error:
+        found = _usages(certificate)
+    except ValueError as error:
         raise SettingsError(f"{source} has extensions that cannot be read") from error
+    if found is None:
+        return
     if usage not in found and ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE not in found:
         article = "an" if role is Role.AGENT else "a"
         raise SettingsError(
             f"{source} is the certificate of {other}, but {article} {role.value} needs its own: "
             f"issue one with `whip {command}`"
         )
+
+
+def _usages(certificate: x509.Certificate) -> x509.ExtendedKeyUsage | None:
+    """What it says that it is for, if it does. Raises `ValueError`."""
+    try:
+        return certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return None
+    except _UNREADABLE as error:
+        raise ValueError("a certificate has extensions that cannot be read") from error
 
 
 def _leads_to(chain: Sequence[x509.Certificate], authorities: list[x509.Certificate]) -> bool:

@@ -65,6 +65,14 @@ class Credentials:
         for warning in self._load():
             logger.warning(warning)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those in our own certificate."""
+        # Here, because an agent does not ask, and does without the library that reads them.
+        from whip_core.certificates import certificate_names_pem
+
+        return certificate_names_pem(self._pem[2])
+
     # What connections are made with. Each is built when it is first asked for.
 
     def server_context(self) -> ssl.SSLContext:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from whip_core import tls_transport
 from whip_core.certificates import proves_host
 from whip_core.dial_address import DialAddress
-from whip_core.dial_wire import REFUSED, Ask, decode_served, encode_ask, failure, hello
+from whip_core.dial_wire import REFUSED, Ask, Served, decode_served, encode_ask, failure, hello
 from whip_core.errors import (
     AgentGone,
     BrokerClosed,
@@ -59,8 +59,8 @@ class DialClient:
     def __repr__(self) -> str:
         return f"<DialClient {self.address} connections={len(self._all)} idle={len(self._idle)}>"
 
-    async def open(self, ask: Ask, timeout: float) -> Stream:
-        """The stream that is asked for, held back until it is given a protocol.
+    async def open(self, ask: Ask, timeout: float) -> tuple[Stream, Served]:
+        """The stream that is asked for, held back until it has a protocol; and who serves it.
 
         Waits up to `ask.wait` seconds and takes up to `timeout`. Raises the `DialError` that
         an embedded broker would raise, and `BrokerClosed` if this one cannot be reached.
@@ -82,8 +82,8 @@ class DialClient:
             raise DialError(f"{ask.name}: the broker at {self.address}: {error}") from error
         if stream.cause is None:
             self._streams.add(stream)
-        stream.describe(peername=served.address, served=served)
-        return stream
+        stream.describe(peername=served.address)
+        return stream, served
 
     @property
     def busy(self) -> bool:

@@ -29,8 +29,11 @@ class DialDesk:
         agents: Callable[[], Iterable[AgentView]],
         find: Callable[[str], AgentView | None],
         domains: Callable[[], Iterable[str]],
+        about: Callable[[], tuple[str, bool]],
         stopping: asyncio.Event,
     ) -> None:
+        """`about` gives the broker's id, and whether its dials go by the caller."""
+        self._about = about
         self._dialer = dialer
         self._agents = agents
         self._find = find
@@ -46,17 +49,25 @@ class DialDesk:
         )
         dial: Dial = stream.get_extra_info("whip")
         assert dial.candidate is not None
+        assert dial.asked is not None
         return stream, Served(
-            agent=dial.candidate.session.name.full,
+            dial=dial.dial_id.hex(),
+            asked=dial.asked,
+            agent=dial.agent,
             port=dial.candidate.port,
             address=stream.get_extra_info("peername"),
             parked=dial.parked,
+            relayed_by=dial.relayed_by,
+            resolve_seconds=dial.resolve_seconds,
+            pick_seconds=dial.pick_seconds,
+            open_seconds=dial.open_seconds or 0.0,
         )
 
     async def tell_news(self, writer: asyncio.StreamWriter) -> None:
         listener = _Listener()
         self._listeners.add(listener)
         try:
+            self._tell_of_broker(writer, listener)
             await self._tell_domains(writer, listener)
             for told, view in enumerate(list(self._agents()), 1):
                 writer.write(encode_news("agent", agent=encode_agent(view)))
@@ -67,6 +78,7 @@ class DialDesk:
             while True:
                 await listener.changed.wait()
                 listener.changed.clear()
+                self._tell_of_broker(writer, listener)
                 await self._tell_domains(writer, listener)
                 names, listener.names = listener.names, {}
                 for name in names:
@@ -79,6 +91,22 @@ class DialDesk:
                 await asyncio.sleep(NEWS_INTERVAL)
         finally:
             self._listeners.discard(listener)
+
+    def _tell_of_broker(self, writer: asyncio.StreamWriter, listener: _Listener) -> None:
+        broker_id, by_caller = self._about()
+        facts = {"id": broker_id, "by_caller": by_caller, "draining": self._stopping.is_set()}
+        if facts != listener.broker:
+            listener.broker = facts
+            writer.write(encode_news("broker", **facts))
+
+    def draining(self) -> None:
+        """The broker has begun to stop."""
+        for listener in self._listeners:
+            listener.changed.set()
+
+    def agent_changed(self, name: str) -> None:
+        """Something of an agent has changed that no hook tells of."""
+        self._changed(name)
 
     async def _tell_domains(self, writer: asyncio.StreamWriter, listener: _Listener) -> None:
         for domain in self._domains():
@@ -120,4 +148,5 @@ class _Listener:
     def __init__(self) -> None:
         self.names: dict[str, None] = {}
         self.domains: set[str] = set()
+        self.broker: dict[str, object] = {}
         self.changed = asyncio.Event()

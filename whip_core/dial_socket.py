@@ -38,7 +38,7 @@ from whip_core.errors import DialError, RemoteProtocolError, SettingsError
 from whip_core.framed import FramedConnection
 from whip_core.frames import FrameCodec, OpenRequested, Role
 from whip_core.host_patterns import covers
-from whip_core.relay import RelaySide, join
+from whip_core.relay import splice
 from whip_core.sockets import bind, bind_unix
 from whip_core.strangers import OnRefused, Stranger, Strangers
 from whip_core.stream import Stream
@@ -289,14 +289,8 @@ class _DialConnection:
         except DialError as error:
             self.connection.refuse(*encode_failure(error))
             return
-        if self.connection.lost:
-            stream.reset("whoever dialled has gone")
-            return
-        self._serves = True
-        service, program = RelaySide(), RelaySide()
-        stream.attach(service)
-        self.connection.accept(extra={}, told=encode_served(served)).attach(program)
-        join(service, program)
+        self._serves = not self.connection.lost
+        splice(stream, self.connection, encode_served(served))
 
     def _read(self, request: OpenRequested) -> Ask:
         try:

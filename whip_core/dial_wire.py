@@ -23,7 +23,7 @@ from whip_core import errors
 from whip_core.agents import AgentView
 from whip_core.caller import Caller, HttpRequest
 from whip_core.errors import DialError, RemoteProtocolError
-from whip_core.names import AgentName, printable
+from whip_core.names import AgentName, Target, printable
 
 VERSION = 1
 HELLO_TYPE = 0x01
@@ -152,32 +152,58 @@ def failure(code: int, why: str) -> DialError:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """Who serves a dial: the agent, the port it exposes, and where its connection comes from."""
+    """Who serves a dial and how that came about, as `agents.DialFinished` has it."""
 
-    agent: str
+    dial: str
+    """The broker's id for it."""
+    asked: Target
+    """What plugins made of the target."""
+    agent: AgentView
     port: int
     address: tuple[str, int]
+    """Where the stream comes from."""
     parked: bool
+    relayed_by: str = ""
+    resolve_seconds: float = 0.0
+    pick_seconds: float = 0.0
+    open_seconds: float = 0.0
 
 
 def encode_served(served: Served) -> str:
-    return json.dumps(
-        {
-            "agent": served.agent,
-            "port": served.port,
-            "address": list(served.address),
-            "parked": served.parked,
-        }
-    )
+    told = {
+        "dial": served.dial,
+        "asked": [served.asked.name, served.asked.port],
+        "agent": encode_agent(served.agent),
+        "port": served.port,
+        "address": list(served.address),
+        "parked": served.parked,
+        "relayed_by": served.relayed_by,
+        "seconds": [served.resolve_seconds, served.pick_seconds, served.open_seconds],
+    }
+    return json.dumps(told, separators=(",", ":"))
 
 
 def decode_served(text: str) -> Served:
     told = _object(text)
+    seconds = told.get("seconds")
+    if not isinstance(seconds, list) or len(seconds) != 3:
+        raise RemoteProtocolError("a dial's times are no list of three")
+    try:
+        asked = Target.parse(*(_address(told.get("asked")) or ("", 0)))
+    except ValueError as error:
+        raise RemoteProtocolError(f"what was dialled: {error}") from error
+    resolve, pick, opened = map(_float, seconds)
     return Served(
-        agent=_text(told.get("agent", "")),
+        dial=_text(told.get("dial")),
+        asked=asked,
+        agent=decode_agent(told.get("agent")),
         port=_number(told.get("port", 0)),
         address=_address(told.get("address")) or ("", 0),
         parked=bool(told.get("parked")),
+        relayed_by=_text(told.get("relayed_by", "")),
+        resolve_seconds=resolve,
+        pick_seconds=pick,
+        open_seconds=opened,
     )
 
 
@@ -232,7 +258,9 @@ def _request_in(told: Mapping[str, Any]) -> HttpRequest:
 
 
 def encode_news(kind: str, **facts: Any) -> bytes:
-    """`domain` (a name that is whip's), `agent` (as it is now), `left`, `complete`."""
+    """`broker` (its id, whether its plugins `by_caller` decide where a dial leads, whether it
+    is `draining`), `domain` (a name that is whip's), `agent` (as it is now), `left`,
+    `complete`."""
     return json.dumps({"news": kind, **facts}, separators=(",", ":")).encode() + b"\n"
 
 

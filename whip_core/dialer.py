@@ -18,6 +18,7 @@ from whip_core.caller import Caller
 from whip_core.candidates import Candidate, Candidates
 from whip_core.deadlines import Deadlines
 from whip_core.errors import (
+    AgentGone,
     BrokerClosed,
     DialError,
     DialTimeout,
@@ -45,6 +46,11 @@ SEEK_INTERVAL = 0.5
 """Seconds between two looks elsewhere for an agent that is waited for: nobody tells us."""
 
 
+class MayReturn(AgentGone):
+    """The broker that holds the agent cannot be asked, or has just lost it: a dial that waits for
+    agents waits for this one."""
+
+
 @dataclass(slots=True)
 class Dial:
     """One dial under way, and what is known of it so far. Times are seconds."""
@@ -64,6 +70,9 @@ class Dial:
     outcome: DialFinished | None = None
     """What plugins are told once it is open."""
     failed: list[FailedAttempt] = field(default_factory=list)
+    relayed_by: str = ""
+    """As in `DialFinished`; the session that opens the stream says it."""
+    relayed_for: str = ""
 
     def __str__(self) -> str:
         asked_by = f" (request {self.caller.request_id})" if self.caller.request_id else ""
@@ -101,6 +110,8 @@ class Dial:
             total_seconds=time.monotonic() - self.started,
             failed=tuple(self.failed),
             pick_seconds=self.pick_seconds,
+            relayed_by=self.relayed_by,
+            relayed_for=self.relayed_for,
         )
 
 
@@ -295,11 +306,39 @@ class Dialer:
         self, dial: Dial, wait: float, timeout: float | None, after: Exception | None = None
     ) -> Stream:
         """The whole of a dial, or what is left `after` its first agent was asked at once."""
+        opening = self._dial(dial, wait, self._timeout if timeout is None else timeout, after)
+        return await self._told_of(dial, opening, goes_on=after is not None)
+
+    async def relay(
+        self,
+        session: Session,
+        port: int,
+        *,
+        target: Target,
+        caller: Caller,
+        timeout: float,
+        relayed_for: str,
+        relayed_dial: str,
+    ) -> Stream:
+        """A stream to `session`, which another broker has picked for its dial, and may dial.
+
+        Like `dial` otherwise. The dial has an id of its own here: an agent that has failed
+        the other's may still say so.
+        """
+        dial_id = secrets.token_bytes(DIAL_ID_SIZE)
+        dial = Dial(dial_id, target, caller, time.monotonic(), relayed_for=relayed_for)
+        dial.asked, dial.candidate = target, Candidate(session, port)
+        logger.info("%s relays dial %s of the broker %s", dial, relayed_dial[:8], relayed_for)
+        return await self._told_of(dial, self._open(dial, dial.candidate, timeout, None))
+
+    async def _told_of(
+        self, dial: Dial, opening: Coroutine[None, None, Stream], *, goes_on: bool = False
+    ) -> Stream:
+        """What `opening` gives, within what is admitted; plugins and the log are told of it."""
+        admitted = self._admission.dial(dial.target, dial.caller, goes_on=goes_on)
         try:
-            with self._admission.dial(dial.target, dial.caller, goes_on=after is not None):
-                stream = await self._dial(
-                    dial, wait, self._timeout if timeout is None else timeout, after
-                )
+            with contextlib.closing(opening), admitted:
+                stream = await opening
         except DialError as error:
             logger.info("%s failed: %s", dial, error)
             error.dial = dial.finished(error)
@@ -346,6 +385,7 @@ class Dialer:
             dial.candidates = await self._resolve(dial.asked, dial.caller, wait)
             dial.resolve_seconds = time.monotonic() - dial.started
         asked, candidates = dial.asked, dial.candidates
+        wait_until = dial.started + wait
         deadline = dial.started + dial.resolve_seconds + timeout
         tried: set[Session] = set()
         candidate = dial.candidate
@@ -363,10 +403,22 @@ class Dialer:
             except DialError as error:
                 dial.failed.append(FailedAttempt(candidate.session.view(), error))
                 untried = await self._untried(asked, dial.caller, tried)
-                if untried is None or time.monotonic() >= deadline:
+                if time.monotonic() >= deadline:
                     raise
-                candidates = untried
-                logger.warning("%s: %s; trying another agent", dial, error)
+                if untried is not None:
+                    candidates = untried
+                    logger.warning("%s: %s; trying another agent", dial, error)
+                else:
+                    waiting, left = time.monotonic(), wait_until - time.monotonic()
+                    if left <= 0 or not (isinstance(error, MayReturn) or candidate.session.ended):
+                        raise
+                    logger.warning("%s: %s; waiting for it to come back", dial, error)
+                    try:
+                        candidates = await self._resolve(asked, dial.caller, left)
+                    except UnknownName:
+                        raise error from None
+                    deadline += time.monotonic() - waiting
+                    tried.clear()
             candidate = after = None
 
     async def _untried(
@@ -514,12 +566,12 @@ class Dialer:
                 on_finished=partial(self._closed, dial, candidate),
                 after=after,
             )
+        except DialError as error:
+            raise type(error)(f"{dial.target}: {error}") from error
         except TimeoutError as error:
             raise DialTimeout(
                 f"{dial.target}: no answer from agent {session.name} within {timeout:.1f} s"
             ) from error
-        except DialError as error:
-            raise type(error)(f"{dial.target}: {error}") from error
         return stream
 
     def _closed(self, dial: Dial, candidate: Candidate[Session], stream: Stream) -> None:
@@ -538,7 +590,7 @@ class Dialer:
             session.name,
             candidate.port,
             dial.outcome.total_seconds * 1000,
-            ", parked" if dial.parked else "",
+            _by_which_way(dial),
             stream.cause,
             seconds,
             stream.bytes_sent,
@@ -556,6 +608,12 @@ class Dialer:
                 cause=stream.cause,
             )
         )
+
+
+def _by_which_way(dial: Dial) -> str:
+    if dial.relayed_by:
+        return f", relayed by the broker {dial.relayed_by}"
+    return ", parked" if dial.parked else ""
 
 
 def _told(picked: object) -> str:

@@ -7,7 +7,10 @@
   or by refused with an error's code.
 - allow, to the same: may this caller use the connection that the agent has parked here?
   Answered by allowed, or refused.
-- failed, to the broker that asked for a visit: it could not connect to you. No answer.
+- relay, to the same: that agent cannot connect to me, may I have a stream by way of you?
+  Answered by relaying, a pass (`relaying`), or refused.
+- failed, to the broker that asked for a visit: it could not connect to you. No answer. With
+  a pass, if both brokers relay.
 - hello, to holders of one's own id: is somebody there? Answered by hello.
 
 A `Gate` lets in only messages of our cluster, that are whole, fresh and new.

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import collections
 import json
+import random
+import time
+from dataclasses import dataclass
 from typing import Any
 
 from whip_core import control
@@ -28,11 +31,13 @@ from whip_core.guests import MAX_OFFERS, Guest
 from whip_core.names import Target
 from whip_core.plugins import Plugins
 from whip_core.registry import Registry
+from whip_core.relaying import Errand, Relaying
 from whip_core.session import Session
 from whip_core.tasks import TaskSet
 
 MAX_VISITS = 65_536
-"""Dials of others that may yet fail, for whom to tell; the oldest are forgotten."""
+VISIT_LIFE = 15.0
+"""So many dials of others, for so many seconds, may yet fail for whom to tell: a dial has 10."""
 
 
 class Holder:
@@ -45,14 +50,16 @@ class Holder:
         registry: Registry[Session],
         plugins: Plugins,
         tasks: TaskSet,
+        relaying: Relaying | None,
     ) -> None:
+        self._relaying = relaying
         self._mail = mail
         self._sessions = sessions
         self._registry = registry
         self._plugins = plugins
         self._tasks = tasks
         self._domains: collections.Counter[str] = collections.Counter()
-        self._visits: dict[str, str] = {}
+        self._visits: dict[str, _Visit] = {}
         self._invited: dict[tuple[str, str], None] = {}
 
     # Who has subscribed is who is there
@@ -93,7 +100,10 @@ class Holder:
         target = Target.parse(text(message.body, "name"), number(message.body, "port"))
         offers: list[dict[str, Any]] = []
         room = MAX_MESSAGE - 1024
-        for session in self._registry.named(target.name)[:MAX_OFFERS]:
+        named = self._registry.named(target.name)
+        if len(named) > MAX_OFFERS:
+            named = random.sample(named, MAX_OFFERS)  # all of them get their share
+        for session in named:
             plain = session.peer.certificate_names is None
             offer = {"agent": encode_agent(session.view()), "plain": plain}
             room -= len(json.dumps(offer))
@@ -120,6 +130,25 @@ class Holder:
             return self._mail.refuse(error)
         return self._mail.seal("visiting")
 
+    async def relay(self, message: Message) -> bytes:
+        """Let the broker that asks in, to have its stream relayed to an agent of ours."""
+        try:
+            return self._mail.seal("relaying", **self._pass(await self._errand(message)))
+        except DialError as error:
+            return self._mail.refuse(error)
+
+    async def _errand(self, message: Message) -> Errand:
+        if self._relaying is None:
+            raise AgentGone(f"its broker {self._mail.broker_id} relays nothing (--relay)")
+        visit = self._visits.pop(text(message.body, "dial"), None)
+        if visit is not None and visit.errand.broker_id == message.sender:
+            return visit.errand  # it was judged then
+        return _errand(message, await self._judge(message))
+
+    def _pass(self, errand: Errand) -> dict[str, Any]:
+        assert self._relaying is not None
+        return self._relaying.admit(errand).encode()
+
     async def _send_visiting(self, message: Message) -> None:
         body = message.body
         session = self._session(message)
@@ -128,7 +157,7 @@ class Holder:
         if dial:
             session = await self._judge(message)
             self._invited[pair] = None
-            self._remember_visit(dial, message.sender)
+            self._remember_visit(_errand(message, session), bool(body.get("relay")))
         elif pair not in self._invited:
             raise NotAuthorized("no dial of this broker was allowed so far")
         visit = control.Visit(
@@ -165,16 +194,46 @@ class Holder:
             raise NotAuthorized(f"not allowed by the broker that holds the agent: {veto}")
         return session
 
-    def _remember_visit(self, dial: str, broker: str) -> None:
-        self._visits[dial] = broker
-        if len(self._visits) > MAX_VISITS:
-            del self._visits[next(iter(self._visits))]
+    def _remember_visit(self, errand: Errand, takes_relay: bool) -> None:
+        now = time.monotonic()
+        while self._visits:
+            oldest = next(iter(self._visits))
+            if len(self._visits) < MAX_VISITS and now - self._visits[oldest].at < VISIT_LIFE:
+                break
+            del self._visits[oldest]
+        self._visits[errand.dial] = _Visit(errand, takes_relay, now)
         if len(self._invited) > MAX_VISITS:
             del self._invited[next(iter(self._invited))]
 
     def connect_failed(self, connection_id: str, why: str) -> None:
         """An agent of ours could not do what it was told for another broker."""
-        broker = self._visits.pop(connection_id, None)
-        if broker is not None:
-            telling = self._mail.tell(broker, "failed", connection=connection_id, why=why)
-            self._tasks.spawn(telling, "tell of a failure")
+        visit = self._visits.pop(connection_id, None)
+        if visit is None:
+            return
+        body: dict[str, Any] = {"connection": connection_id, "why": why}
+        if visit.takes_relay and self._relaying is not None:
+            body["pass"] = self._pass(visit.errand)
+        telling = self._mail.tell(visit.errand.broker_id, "failed", **body)
+        self._tasks.spawn(telling, "tell of a failure")
+
+
+@dataclass(frozen=True, slots=True)
+class _Visit:
+    """What an agent of ours was told to do for another broker, and when."""
+
+    errand: Errand
+    takes_relay: bool
+    at: float
+
+
+def _errand(message: Message, session: Session) -> Errand:
+    """A dial that was allowed."""
+    body = message.body
+    return Errand(
+        broker_id=message.sender,
+        session=session,
+        target=target_in(body),
+        caller=decode_caller(mapping(body, "caller")),
+        port=number(body, "local_port"),
+        dial=text(body, "dial"),
+    )

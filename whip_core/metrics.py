@@ -92,6 +92,12 @@ class BrokerMetrics:
             registry=registry,
         )
 
+        self._relayed = Counter(
+            "whip_server_relayed_dials",
+            "Dials that another broker relays for this one (by), or this one for another (for)",
+            ["domain", "direction"],
+            registry=registry,
+        )
         self._dropped = Counter(
             "whip_server_fabric_dropped_messages",
             "Messages of other brokers that were not let in",
@@ -161,6 +167,9 @@ class BrokerMetrics:
             self._of(self._latency, domain, "open").observe(dial.open_seconds)
             if not dial.parked:
                 self._of(self._cold_dials, domain).inc()
+            if dial.relayed_by or dial.relayed_for:
+                direction = "by" if dial.relayed_by else "for"
+                self._of(self._relayed, domain, direction).inc()
 
     @hookimpl
     def whip_stream_opened(self, dial: DialFinished) -> None:

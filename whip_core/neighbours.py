@@ -5,7 +5,7 @@ tells it to open reverse connections straight to us, where it is a guest (`guest
 
 Both brokers' policies are asked for each dial: ours like for any agent, the holder's before
 its agent is told anything and, if it has plugins that judge dials, before one is served by a
-connection that is parked here.
+connection that is parked here. A dial that the holder relays is judged by it once, too.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from whip_core.holding import Holder
 from whip_core.names import Target
 from whip_core.plugins import Plugins
 from whip_core.registry import Registry
+from whip_core.relaying import Relaying
+from whip_core.reverse_listener import Arrival
 from whip_core.session import Session
 from whip_core.tasks import TaskSet
 
@@ -49,14 +51,16 @@ class Neighbours:
         awaited: Awaited[Session],
         plugins: Plugins,
         dropped: Callable[[str], None],
+        relaying: Relaying | None = None,
     ) -> None:
         """`sessions` are the broker's by their id, where guests are entered too; `dropped`
         is told the reason for which a message was not let in."""
         self._tasks = TaskSet()
         self._mail = FabricMail(fabric, cluster, broker_id, dropped)
-        self._guests = Guests(self._mail, reverse_address, sessions, awaited, self._tasks)
+        self._guests = Guests(self._mail, reverse_address, sessions, awaited, self._tasks, relaying)
+        self._relaying = relaying
         self.cluster = cluster
-        self.holder = Holder(self._mail, sessions, registry, plugins, self._tasks)
+        self.holder = Holder(self._mail, sessions, registry, plugins, self._tasks, relaying)
         """Our own agents, as far as they are others' business."""
 
     async def __aenter__(self) -> Neighbours:
@@ -74,6 +78,8 @@ class Neighbours:
         # First of all: no broker shall count on us any more.
         await self._mail.close()
         await self._tasks.cancel_all()
+        if self._relaying is not None:
+            await self._relaying.close()
         self._guests.close()
         await self._tasks.cancel_all()
 
@@ -98,6 +104,8 @@ class Neighbours:
                 return await self.holder.visit(message)
             case "allow":
                 return await self.holder.allow(message)
+            case "relay":
+                return await self.holder.relay(message)
             case "failed":
                 self._guests.failed(message)
                 return None
@@ -107,6 +115,13 @@ class Neighbours:
                 return self._mail.seal("hello")
             case _:
                 raise RemoteProtocolError(f"its kind {message.kind[:40]!r} is unknown")
+
+    def welcome(self, arrival: Arrival) -> bool:
+        """Take in a connection of another broker's; False if it is none.
+
+        Raises `RemoteProtocolError` for one that must not be let in.
+        """
+        return self._relaying is not None and self._relaying.welcome(arrival)
 
     async def find(
         self, target: Target, caller: Caller, tried: Collection[Session]

@@ -3,7 +3,7 @@
 Nothing here touches a file: PEM bytes come in and go out. What is issued stands up to
 OpenSSL's strict checking (the default of Python 3.13): version 3, subject and authority
 key identifiers, critical basic constraints and key usage, an extended key usage that fits
-the one purpose (a broker only serves, an agent only connects).
+the one purpose (a broker only serves, unless it is to relay; an agent only connects).
 """
 
 from __future__ import annotations
@@ -205,21 +205,25 @@ class Authority:
         dns_names: Iterable[str],
         addresses: Iterable[str | IPAddress] = (),
         *,
+        relay: bool = False,
         subject: Subject | None = None,
         valid_for: timedelta = VALIDITY,
         now: datetime | None = None,
     ) -> Issued:
         """A broker's certificate for these names (`*.rest` too) and literal addresses.
 
-        The common name is the first of them that fits, unless `subject` has one. It never
+        With `relay` it is good for connecting to other brokers, too. The common name is the
+        first of the names that fits, unless `subject` has one. It never
         outlives the CA: its end is brought forward, and `shortened` says so. Raises
         `SettingsError` when no name is given, `valid_for` is out of bounds or the CA has
         expired, and `ValueError` for what is no name or address.
         """
         names = list(dict.fromkeys(map(dns_pattern, dns_names)))
         literals = list(dict.fromkeys(literal_address(str(address)) for address in addresses))
-        usage = ExtendedKeyUsageOID.SERVER_AUTH
-        return self._issue(names, literals, usage, subject, valid_for, now)
+        usages = [ExtendedKeyUsageOID.SERVER_AUTH]
+        if relay:
+            usages.append(ExtendedKeyUsageOID.CLIENT_AUTH)
+        return self._issue(names, literals, usages, subject, valid_for, now)
 
     def issue_client(
         self,
@@ -235,14 +239,14 @@ class Authority:
         Common name, end and errors are as for `issue_server`.
         """
         names = [client_name(hostname, domain)]
-        usage = ExtendedKeyUsageOID.CLIENT_AUTH
-        return self._issue(names, [], usage, subject, valid_for, now)
+        usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
+        return self._issue(names, [], usages, subject, valid_for, now)
 
     def _issue(
         self,
         names: list[str],
         addresses: list[IPAddress],
-        usage: x509.ObjectIdentifier,
+        usages: list[x509.ObjectIdentifier],
         subject: Subject | None,
         valid_for: timedelta,
         now: datetime | None,
@@ -265,7 +269,7 @@ class Authority:
             _builder(name, self.certificate.subject, key, begin, end)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage("digital_signature"), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
             .add_extension(_authority_key_identifier(self.certificate), critical=False)
             # RFC 5280 §4.2.1.6: beside an empty subject it has to be critical.
             .add_extension(x509.SubjectAlternativeName(alternatives), critical=not name.rdns)

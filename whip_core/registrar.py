@@ -60,6 +60,7 @@ class Registrar:
         self.credentials: Credentials | None = None
         self.neighbours: Neighbours | None = None
         self.on_joined: Callable[[], None] = lambda: None
+        self.on_draining: Callable[[str], None] = lambda name: None
         self.on_readmitted: Callable[[AgentView], None] = lambda agent: None
         self._stopping = stopping
         self._settings = settings
@@ -173,6 +174,7 @@ class Registrar:
         round_trip = session.received(message)
         if session.draining != was_draining:
             self.registry.standing_changed(session)
+            self.on_draining(session.name.full)
         if round_trip is not None:
             self._plugins.round_trip(session.view(), round_trip)
         if self.neighbours is not None:
@@ -284,6 +286,8 @@ class Registrar:
         else:
             session = self.sessions.get(preamble.session_id)
         if session is None:
+            if self.neighbours is not None and self.neighbours.welcome(arrival):
+                return
             raise RemoteProtocolError("it belongs to no session or dial (any more)")
         session.welcome(arrival)
 

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Self
 
+from whip_core.framed import FramedConnection
 from whip_core.sockets import abort_with_reset, duplex, reset_if_we_die
 from whip_core.stream import Stream
 
@@ -153,6 +154,20 @@ def join(one: RelaySide, other: RelaySide, on_done: Callable[[], None] | None = 
     one._on_done = other._on_done = on_done
     for side in (one, other):
         side._begin()
+
+
+def splice(stream: Stream, connection: FramedConnection, told: str = "") -> None:
+    """Answer the OPEN that a connection waits with: relay it to a stream that is open.
+
+    `told` is what the opener hears of who serves it.
+    """
+    if connection.lost:
+        stream.reset("whoever dialled has gone")
+        return
+    service, opener = RelaySide(), RelaySide()
+    stream.attach(service)
+    connection.accept(extra={}, told=told).attach(opener)
+    join(service, opener)
 
 
 def break_off(transport: asyncio.Transport) -> None:

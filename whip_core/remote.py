@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import secrets
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -25,7 +26,8 @@ from whip_core.errors import (
     UnknownName,
 )
 from whip_core.metrics import BrokerMetrics
-from whip_core.names import is_within, normalize
+from whip_core.names import Target, is_within, normalize
+from whip_core.remote_dial import RemoteDial
 from whip_core.settings import RemoteSettings, Role, TLSFiles
 from whip_core.stream import Stream
 from whip_core.tasks import TaskSet
@@ -55,6 +57,8 @@ class RemoteBroker(Dials):
         self._domains = {normalize(domain) for domain in settings.domains}
         self._agents: dict[str, AgentView] = {}
         self._tasks = TaskSet()
+        self._by_caller = False
+        self._draining = False
         self._heard = asyncio.Event()
         self._client: DialClient | None = None
         self._first_contact: asyncio.Future[Exception | None]
@@ -120,11 +124,21 @@ class RemoteBroker(Dials):
 
     @property
     def goes_by_caller(self) -> bool:
-        """Never: which plugins pick is not known here, so each connection stays where it led."""
-        return False
+        """Whether that broker's plugins decide by the caller where a dial leads."""
+        return self._by_caller
 
     def destination(self, host: str, port: int, caller: Caller) -> None:
-        """As `Broker.destination`: any caller's dial may lead anywhere."""
+        """None if every caller's dial may lead anywhere.
+
+        Else it raises `DialError`: only a dial tells, and costs no more than asking would.
+        """
+        if self._by_caller:
+            raise DialError(f"{host}:{port}: where it leads is for the broker to say, at a dial")
+
+    def _leaves(self, agent: AgentView) -> bool:
+        """Whether a stream to `agent` had better end soon."""
+        now = self._agents.get(agent.name.full)
+        return self._draining or (now is not None and now.draining)
 
     def mitmproxy_addons(self) -> list[tuple[str, object]]:
         """None."""
@@ -182,8 +196,13 @@ class RemoteBroker(Dials):
             if self._client is None:
                 raise BrokerClosed(f"{host}:{port}: the connection to the broker is not open")
             left = max(0.0, deadline - loop.time())
+            began = time.monotonic()
             try:
-                return await self._client.open(Ask(host, port, caller, left, limit), limit)
+                ask = Ask(host, port, caller, left, limit)
+                stream, served = await self._client.open(ask, limit)
+                target = Target.parse(host, port)
+                stream.describe(whip=RemoteDial(target, caller, served, began, self._leaves))
+                return stream
             except BrokerClosed:
                 if left <= 0:
                     raise
@@ -218,6 +237,10 @@ class RemoteBroker(Dials):
         while line := await reader.readline():
             kind, told = decode_news(line)
             match kind:
+                case "broker":
+                    self.broker_id = str(told.get("id"))
+                    self._by_caller = bool(told.get("by_caller"))
+                    self._draining = bool(told.get("draining"))
                 case "domain":
                     self._domains.add(str(told.get("domain")))
                 case "agent":

@@ -28,6 +28,8 @@ class Arrival:
     address: tuple[str, int]
     certificate_names: tuple[str, ...] | None
     """None without TLS."""
+    certificate: bytes | None
+    """DER; None without TLS."""
     adopt: Callable[[asyncio.Protocol], None]
     """Hands the connection over to a protocol, with what came behind the preamble."""
 
@@ -102,7 +104,7 @@ class _Incoming(Stranger):
             return
         certificate = peer_certificate(self.transport)
         names = certificate_names(certificate) if certificate is not None else None
-        self._welcome(Arrival(preamble, self.address, names, self._adopt))
+        self._welcome(Arrival(preamble, self.address, names, certificate, self._adopt))
 
     def _adopt(self, protocol: asyncio.Protocol) -> None:
         self.become(protocol, self._reader.rest)

@@ -103,6 +103,10 @@ class Session:
         return self.control.state is State.DRAINING
 
     @property
+    def ended(self) -> bool:
+        return self.control.state is State.ENDED
+
+    @property
     def speaks_frames(self) -> bool:
         return self.registration.protocol_version >= 1
 
@@ -315,6 +319,15 @@ class Session:
     async def _open_new(
         self, port: int, dial_id: bytes, extra: Mapping[str, Any], on_finished: OnFinished
     ) -> Stream:
+        connection = await self._connection(port, dial_id, extra, on_finished)
+        if isinstance(connection, RawConnection):
+            return connection.stream
+        return await self._open_on(connection, port, dial_id, extra, on_finished)
+
+    async def _connection(
+        self, port: int, dial_id: bytes, extra: Mapping[str, Any], on_finished: OnFinished
+    ) -> FramedConnection | RawConnection:
+        """A new reverse connection, which the agent is asked for."""
         if self.control.state is State.ENDED:
             raise AgentGone(f"agent {self.name} vanished")
         connection_id = dial_id.hex()
@@ -325,16 +338,13 @@ class Session:
         try:
             host, reverse_port = self._reverse_address
             self.send(control.Connect(connection_id, host, reverse_port, port))
-            connection = await answer
+            return await answer
         except asyncio.CancelledError:
             if answer.done() and not answer.cancelled() and answer.exception() is None:
                 answer.result().close()
             raise
         finally:
             self._awaited.remove(connection_id)
-        if isinstance(connection, RawConnection):
-            return connection.stream
-        return await self._open_on(connection, port, dial_id, extra, on_finished)
 
     async def _open_on(
         self,

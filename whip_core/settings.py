@@ -90,6 +90,9 @@ class BrokerSettings:
     `dial_listen` is where other processes may dial through this broker. In TCP that takes a
     certificate with one of the names in `dial_allow` (its holder dials as itself) or in
     `dial_trust` (its holder, a proxy, says for whom).
+
+    With `relay`, streams to agents that cannot reach the broker that dials go by way of the
+    one that holds them, if it has `relay` too: in both directions, for others and by others.
     """
 
     external_host: str = "localhost"
@@ -113,6 +116,7 @@ class BrokerSettings:
     dial_allow: tuple[str, ...] = ()
     dial_trust: tuple[str, ...] = ()
     fabric: FabricSettings | None = None
+    relay: bool = False
     drain_timeout: float = DRAIN_TIMEOUT
     audit_log: Path | None = None
     limits: Limits = field(default_factory=Limits)

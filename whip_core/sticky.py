@@ -37,7 +37,13 @@ def caller_key(caller: Caller) -> str | None:
     """The proxy's user, else the address that the caller comes from."""
     if caller.proxy_user is not None:
         return f"user {caller.proxy_user}"
-    return f"address {caller.address[0]}" if caller.address is not None else None
+    return f"address {_plain(caller.address[0])}" if caller.address is not None else None
+
+
+def _plain(host: str) -> str:
+    """One client has one key, whether it came to an IPv4 listener or to one for both."""
+    head, _, last = host.rpartition(":")
+    return last if head.lower() == "::ffff" and "." in last else host
 
 
 def header_key(name: str) -> KeyOf:

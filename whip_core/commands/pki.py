@@ -165,6 +165,12 @@ def createandsign() -> None:
     metavar="ADDRESSES",
     help="Addresses that agents connect to; repeatable, or with commas.",
 )
+@option(
+    "--relay",
+    type=bool,
+    default=False,
+    help="For a broker that relays (`whip broker --relay`): good for connecting to others, too.",
+)
 @_file_option("--cert-path", "server-cert.pem", "The new certificate (PEM).")
 @_file_option("--key-path", "server-key.pem", "The new private key (PEM).")
 @_ca_options
@@ -174,6 +180,7 @@ def createandsign() -> None:
 def server(
     dns_names: list[str],
     ip_address: list[str | IPAddress],
+    relay: bool,
     cert_path: Path,
     key_path: Path,
     ca_cert_path: Path,
@@ -190,7 +197,7 @@ def server(
     with _failures_in_one_line():
         authority = _load_authority(ca_cert_path, ca_key_path)
         issued = authority.issue_server(
-            dns_names, ip_address, subject=about, valid_for=validity_duration
+            dns_names, ip_address, relay=relay, subject=about, valid_for=validity_duration
         )
     _write_issued(issued, "a broker", cert_path, key_path, force)
     for name in issued.names:

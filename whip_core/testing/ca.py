@@ -38,9 +38,14 @@ class Authority:
         self,
         names: Sequence[str] = ("localhost",),
         addresses: Sequence[str] = ("127.0.0.1", "::1"),
+        *,
+        relay: bool = False,
     ) -> TLSFiles:
-        """What a broker needs to be reached under `names` and literal `addresses`."""
-        return self._write("server", self.pki.issue_server(names, addresses))
+        """What a broker needs to be reached under `names` and literal `addresses`.
+
+        With `relay` it connects to other brokers with it, too.
+        """
+        return self._write("server", self.pki.issue_server(names, addresses, relay=relay))
 
     def client_files(self, name: str) -> TLSFiles:
         """What the agent `hostname.domain` needs; `*.domain` is good for each agent of it."""
