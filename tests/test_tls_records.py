@@ -145,3 +145,11 @@ def test_buffers_are_shared_by_what_runs_in_one_thread() -> None:
     thread.join()
     assert buffer() is buffer()
     assert buffer() is not others[0]
+
+
+def test_the_middle_of_a_record_is_not_taken_for_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, other = connected()
+    counts = reads(other, monkeypatch)
+    other.decrypt(memoryview(b"\x17\x03\x03\0\x50" + bytes(10)), ROOM)
+    other.decrypt(memoryview(b"\x17\x03\x03\0\x05looks"), ROOM)
+    assert counts == []
