@@ -107,7 +107,7 @@ def test_what_the_client_sends_at_once_comes_first() -> None:
 def test_what_comes_at_the_moment_of_the_hand_over_is_neither_lost_nor_taken_for_the_end(
     mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, done = Passthrough._hand_over, False
+    original, done, handed_over = Passthrough._hand_over, False, asyncio.Event()
 
     def just_before(self: Passthrough, client: Client, server: Server, passed: Passed) -> bool:
         nonlocal done
@@ -116,7 +116,9 @@ def test_what_comes_at_the_moment_of_the_hand_over_is_neither_lost_nor_taken_for
             [handler] = ctx.master.addons.get("proxyserver").connections.values()
             for end, data in ((client, b"from the client "), (server, b"from the service ")):
                 handler.transports[end].writer.transport.get_protocol().data_received(data)
-        return original(self, client, server, passed)
+        if original(self, client, server, passed):
+            handed_over.set()
+        return handed_over.is_set()
 
     monkeypatch.setattr(Passthrough, "_hand_over", just_before)
 
@@ -135,6 +137,7 @@ def test_what_comes_at_the_moment_of_the_hand_over_is_neither_lost_nor_taken_for
             assert sorted(come.split()) == sorted(
                 SPOKEN.split() + b"from the service from the client".split()
             )
+            await handed_over.wait()
             writer.write(b"goes on")
             writer.write_eof()
             assert await reader.read() == b"goes on"

@@ -51,11 +51,13 @@ class World:
         await asyncio.get_running_loop().sock_connect(sock, (address, PORT))
         return await asyncio.open_connection(sock=sock)
 
-    async def echoed(self, address: str) -> None:
-        """Both directions carry, and end separately."""
+    async def echoed(self, address: str, host: str) -> None:
+        """Both directions carry once handed to the relay, and end separately."""
         reader, writer = await self.connect(address)
         data = os.urandom(1_000_000)
-        writer.write(data)
+        writer.write(data[:1])
+        await self.proxy.says(f"passthrough to {host}:{PORT}: handed to the relay")
+        writer.write(data[1:])
         writer.write_eof()
         assert await reader.read(-1) == data
         writer.close()
@@ -108,8 +110,7 @@ def test_addresses_and_the_names_that_a_script_gives_them_are_handed_to_the_rela
             f"whip_passthrough=*.testdom:{PORT}",
         ) as here:
             for address, host in ((SERVICE, SERVICE), (NAMED, "db1.testdom")):
-                await here.echoed(address)
-                await here.proxy.says(f"passthrough to {host}:{PORT}: handed to the relay")
+                await here.echoed(address, host)
                 await here.proxy.says(
                     f"passthrough to {host}:{PORT}: closed, 1000000 bytes to it, 1000000 back"
                 )

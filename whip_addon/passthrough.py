@@ -33,8 +33,6 @@ from whip_core.relay import RelaySide, join
 
 logger = logging.getLogger(__name__)
 
-AGAIN = 0.001
-"""Seconds until a hand-over is tried again that found mitmproxy about to read."""
 ACTIVITY_INTERVAL = 60.0
 """Seconds between two looks at whether bytes have moved: mitmproxy closes what it has not
 seen move for 600 s (`tcp_timeout`)."""
@@ -134,7 +132,7 @@ class _PassthroughLayer(TCPLayer):
             self.context.client.state is self.context.server.state is ConnectionState.OPEN
             and not self._hand_over(self.context.client, self.context.server, self._passed)
         ):
-            yield commands.RequestWakeup(AGAIN)
+            yield commands.RequestWakeup(0)  # what it is about to read, it will have read
 
     def done(self, event: events.Event) -> Iterator[commands.Command]:
         if not isinstance(event, events.Wakeup):
@@ -214,6 +212,8 @@ def _can_be_handed_over(end: Any) -> bool:
     """Not without a transport of asyncio's (WireGuard, local redirect), nor once an end or a
     break has reached the reader: the relay would not be told of it again."""
     if end is None or getattr(end.writer, "transport", None) is None:
+        return False
+    if end.handler is not None and end.handler.done():
         return False
     return not (end.reader._eof or end.reader.exception() or end.writer.transport.is_closing())
 
