@@ -100,14 +100,14 @@ async def terminal(
         if not name.startswith("WHIP_") and name not in ("NO_COLOR", "LINES", "COLUMNS")
     }
     process = await asyncio.create_subprocess_exec(
-        path_of(program),
+        # Whoever runs the tests may be killed: then the terminal hangs up, and its program ends.
+        *(path_of("setsid"), "--ctty", path_of(program)),
         *arguments,
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
         cwd=cwd,
         env={**inherited, "TERM": "xterm-256color", **env},
-        start_new_session=True,
     )
     running = Terminal(process, ours, theirs)
     try:

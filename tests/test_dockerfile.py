@@ -66,6 +66,14 @@ def test_the_agents_build_steps_make_an_environment_without_mitmproxy(tmp_path: 
     assert "mitmproxy is not here" in done.stderr or "not available" in done.stderr
 
 
+def test_the_proxys_build_steps_are_the_agents_with_mitmproxy_asked_for() -> None:
+    """So that they need not be run as well: what the extra installs, the tutorial's test does."""
+    steps = [STAGES[name].having("RUN") for name in ("build-agent", "build-proxy")]
+    agents, proxys = steps
+    assert [step.replace("dir .", "dir '.[proxy]'") for step in agents] == proxys != agents
+    assert STAGES["build-agent"].base == STAGES["build-proxy"].base == "source"
+
+
 def build(folder: Path, name: str, home: Path) -> None:
     """What a build of the stage does, with `home` for /opt/whip."""
     folder.mkdir()
