@@ -210,12 +210,13 @@ def _pattern(text: str) -> str:
 
 
 def _labels(texts: tuple[str, ...]) -> dict[str, str]:
-    labels = {}
+    labels: dict[str, str] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not (key and equals):
             raise SettingsError(f"--label {text[:80]!r} is not KEY=VALUE")
-        labels[key] = value
+        if labels.setdefault(key, value) != value:
+            raise SettingsError(f"--label {key[:80]!r} is given twice, with two values")
     try:
         return check_labels(labels)
     except ValueError as error:

@@ -88,6 +88,11 @@ def test_the_settings_say_what_the_options_say() -> None:
     assert found.door == settings.DoorSettings(client_ca=Path("ca.pem"))
 
 
+def test_an_address_to_connect_back_to_may_stand_in_brackets() -> None:
+    assert read(whip_external_tcp_address="[::1]").broker.external_host == "::1"
+    assert read(whip_external_tcp_address="10.0.0.7").broker.external_host == "10.0.0.7"
+
+
 def test_metrics_are_at_their_default_address_elsewhere_or_nowhere() -> None:
     for value, expected in (
         (None, ("127.0.0.1:9464", False)),
@@ -102,6 +107,14 @@ def test_metrics_are_at_their_default_address_elsewhere_or_nowhere() -> None:
     ("changes", "says"),
     [
         ({"whip_external_tcp_address": None}, "give {whip_external_tcp_address}: "),
+        (
+            {"whip_external_tcp_address": "http://localhost"},
+            "{whip_external_tcp_address}: 'http://localhost' is not a host name or address; ",
+        ),
+        ({"whip_external_tcp_address": "localhost:1"}, "{whip_external_tcp_address}: 'localhost:1"),
+        ({"whip_external_tcp_address": "\udcff"}, "{whip_external_tcp_address}: '\\udcff' is not"),
+        ({"whip_external_tcp_address": "0.0.0.0"}, "{whip_external_tcp_address}: 0.0.0.0 is no"),
+        ({"whip_external_tcp_address": "[::]"}, "{whip_external_tcp_address}: :: is no address"),
         ({"whip_tls": True}, "TLS is on, so give {whip_tls_key_path}, {whip_tls_cert_path}"),
         (
             {"whip_tls": True, "whip_tls_key_path": "k", "whip_tls_cert_path": "c"},
@@ -124,6 +137,15 @@ def test_metrics_are_at_their_default_address_elsewhere_or_nowhere() -> None:
             "{whip_proxy_auth_username} needs a password: cannot read /nowhere",
         ),
         (
+            {"whip_proxy_auth_password_env": "ELSEWHERE"},
+            "{whip_proxy_auth_password_env} needs {whip_proxy_auth_username}",
+        ),
+        (
+            {"whip_proxy_auth_username": "me", "whip_proxy_auth_password_env": "NOT_UTF8"},
+            "{whip_proxy_auth_username} needs a password: the password in the environment "
+            "variable NOT_UTF8 is not UTF-8",
+        ),
+        (
             {"whip_proxy_auth_password_path": "p"},
             "{whip_proxy_auth_password_path} needs {whip_proxy_auth_username}",
         ),
@@ -142,6 +164,7 @@ def test_what_is_wrong_is_said_in_one_line_and_in_the_users_words(
     changes: dict[str, Any], says: str, spell: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WHIP_PROXY_PASSWORD", raising=False)
+    monkeypatch.setenv("NOT_UTF8", "\udcff\udcfe")
     with pytest.raises(SettingsError) as raised:
         settings.read(PLAIN | changes, spell)
     expected = says.format(**{name: spell(name) for name in settings.BY_NAME})

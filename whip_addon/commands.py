@@ -22,6 +22,8 @@ from whip_core.settings import is_loopback
 
 ADDON = Path(__file__).with_name("addon.py")
 TOOLS = {"console": "mitmproxy", "web": "mitmweb", None: "mitmdump"}
+TELL_AND_END = frozenset({"-h", "--help", "--version", "--options", "--commands"})
+"""mitmproxy's arguments that need no terminal."""
 VERBOSITY = {"debug": "debug", "info": "info", "warning": "warn", "error": "error"}
 STREAMED_FROM = "1m"
 """Bodies over this go through as they come: enough to look into any page or API answer."""
@@ -207,7 +209,19 @@ def _mitmproxy_tools() -> Any:
     return main
 
 
+def _check_terminal(tool: str, arguments: Sequence[str]) -> None:
+    """mitmproxy's screen finds out when everything has been started, in many words."""
+    if tool != "mitmproxy" or not TELL_AND_END.isdisjoint(arguments):
+        return
+    if not all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout)):
+        raise Failure(
+            "mitmproxy's console needs a terminal for its input and its output: use --ui web, "
+            "or mitmdump (`whip proxy` without --ui, `whip mitmdump`)"
+        )
+
+
 def _run(tool: str, arguments: list[str]) -> None:
+    _check_terminal(tool, arguments)
     main = _mitmproxy_tools()
     # mitmproxy names itself by this, and looks there for options of old.
     sys.argv = [tool, *arguments]

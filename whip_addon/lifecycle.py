@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -46,7 +47,7 @@ from whip_addon.prompt import Agents, Prompt
 from whip_addon.responses import Responses, Told
 from whip_addon.reuse import Reuse
 from whip_addon.routing import Route, route
-from whip_addon.settings import BY_NAME, WHILE_RUNNING, AddonSettings
+from whip_addon.settings import BY_NAME, PASSWORD_VARIABLE, WHILE_RUNNING, AddonSettings
 from whip_addon.streaming import Streaming
 from whip_addon.trailers import Trailers
 from whip_addon.vouching import Vouching
@@ -209,6 +210,8 @@ class WhipAddon:
             self._fail(str(error))
             return None
         _warn_if_open()
+        if self._settings.door.login is None:
+            _warn_of_unused_password()
         on_signal(signal.SIGTERM, self._told_to_stop)
         if hangup_is_ours():
             on_signal(signal.SIGHUP, self._told_to_reopen)
@@ -352,6 +355,16 @@ class WhipAddon:
 
     def _counts(self) -> Counts | None:
         return self._broker
+
+
+def _warn_of_unused_password() -> None:
+    """The Go program asked for it as soon as there was one: its user had a default name."""
+    if os.environ.get(PASSWORD_VARIABLE) and not ctx.options.proxyauth:
+        logger.warning(
+            "whip: %s is set, but the proxy asks for no password: give "
+            "--proxy-auth-username (whip_proxy_auth_username) too",
+            PASSWORD_VARIABLE,
+        )
 
 
 def _warn_if_open() -> None:

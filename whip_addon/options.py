@@ -52,6 +52,8 @@ def check_unknown(options: OptManager) -> None:
     """Raises `SettingsError` if somebody has set a `whip_` option that does not exist."""
     for name in options.deferred:
         if name.startswith(PREFIX):
-            close = difflib.get_close_matches(name, BY_NAME, n=1)
-            hint = f": did you mean {close[0]}?" if close else ""
+            # Without what all of them begin with, which alone would make any two alike.
+            known = [each.removeprefix(PREFIX) for each in BY_NAME]
+            close = difflib.get_close_matches(name.removeprefix(PREFIX), known, n=1)
+            hint = f": did you mean {PREFIX}{close[0]}?" if close else ""
             raise SettingsError(f"there is no option {name}{hint}")

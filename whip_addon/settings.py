@@ -28,8 +28,11 @@ from whip_core.broker_values import (
 )
 from whip_core.errors import SettingsError
 from whip_core.forward import ForwardSpec
+from whip_core.monitor import listen_address
 from whip_core.plugin_sources import PluginOptions
 from whip_core.settings import BrokerSettings, RemoteSettings
+
+PASSWORD_VARIABLE = "WHIP_PROXY_PASSWORD"  # noqa: S105  # its name
 
 OPTIONS: tuple[Option, ...] = (
     *BROKER_OPTIONS,
@@ -45,7 +48,7 @@ OPTIONS: tuple[Option, ...] = (
             "The request header whose value is carried into the logs.", "NAME"),
     setting("--proxy-auth-username", OPTIONAL_TEXT, None,
             "Ask the proxy's clients for this user name and a password."),
-    setting("--proxy-auth-password-env", str, "WHIP_PROXY_PASSWORD",
+    setting("--proxy-auth-password-env", str, PASSWORD_VARIABLE,
             "The environment variable that holds the password."),
     setting("--proxy-auth-password-path", OPTIONAL_TEXT, None,
             "The file that holds the password."),
@@ -109,6 +112,7 @@ class AddonSettings:
 def read(values: Mapping[str, Any], spell: Callable[[str], str] = by_name) -> AddonSettings:
     """Check the options' values. Raises `SettingsError`, naming options as `spell` does."""
     metrics_listen = values["whip_metrics_listen"]
+    listen_address(metrics_listen or "")
     return AddonSettings(
         broker=read_remote(values, spell) or read_broker(values, spell),
         door=_door(values, spell),
@@ -128,10 +132,13 @@ def _door(values: Mapping[str, Any], spell: Callable[[str], str]) -> DoorSetting
     username = values["whip_proxy_auth_username"]
     path = values["whip_proxy_auth_password_path"]
     key, cert = values["whip_proxy_tls_key_path"], values["whip_proxy_tls_cert_path"]
-    if path and not username:
-        raise SettingsError(
-            f"{spell('whip_proxy_auth_password_path')} needs {spell('whip_proxy_auth_username')}"
-        )
+    variable = values["whip_proxy_auth_password_env"]
+    for name, given in (
+        ("whip_proxy_auth_password_path", bool(path)),
+        ("whip_proxy_auth_password_env", variable != PASSWORD_VARIABLE),
+    ):
+        if given and not username:
+            raise SettingsError(f"{spell(name)} needs {spell('whip_proxy_auth_username')}")
     if bool(key and cert) != bool(key or cert) or values["whip_proxy_tls"] != bool(key and cert):
         raise SettingsError(
             f"{spell('whip_proxy_tls')}, {spell('whip_proxy_tls_key_path')} and "
@@ -139,7 +146,6 @@ def _door(values: Mapping[str, Any], spell: Callable[[str], str]) -> DoorSetting
         )
     login = None
     if username:
-        variable = values["whip_proxy_auth_password_env"]
         try:
             login = (username, _password_from(path, variable))
         except SettingsError as error:
@@ -148,8 +154,10 @@ def _door(values: Mapping[str, Any], spell: Callable[[str], str]) -> DoorSetting
                 f"({spell('whip_proxy_auth_password_env')} or "
                 f"{spell('whip_proxy_auth_password_path')} say where it is)"
             ) from error
-        if ":" in username:
-            raise SettingsError(f"{spell('whip_proxy_auth_username')} cannot have a colon in it")
+        if ":" in username or not _is_utf8(username):
+            raise SettingsError(
+                f"{spell('whip_proxy_auth_username')} is UTF-8, and cannot have a colon in it"
+            )
     ca = values["whip_tls_ca_cert_path"] if values["whip_tls"] else None
     return DoorSettings(
         login=login,
@@ -174,4 +182,15 @@ def _password_from(path: str | None, variable: str) -> str:
         raise SettingsError(f"{where} is empty" if path else f"{where} is not set")
     if ":" in password:
         raise SettingsError(f"the password in {where} has a colon, which mitmproxy cannot check")
+    if not _is_utf8(password):
+        raise SettingsError(f"the password in {where} is not UTF-8")
     return password
+
+
+def _is_utf8(text: str) -> bool:
+    """Arguments and variables that are not come with surrogates, which nothing can encode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

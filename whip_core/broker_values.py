@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -45,8 +46,7 @@ def flags_of(options: Iterable[Option]) -> Callable[[str], str]:
 
 def read_broker(values: Mapping[str, Any], spell: Callable[[str], str] = by_name) -> BrokerSettings:
     """Check the options' values. Raises `SettingsError`, naming options as `spell` does."""
-    address = values["whip_external_tcp_address"]
-    if not address:
+    if not values["whip_external_tcp_address"]:
         raise SettingsError(
             f"give {spell('whip_external_tcp_address')}: the name or address of this machine "
             "that agents connect back to (localhost if they are on it)"
@@ -57,7 +57,7 @@ def read_broker(values: Mapping[str, Any], spell: Callable[[str], str] = by_name
             f"give {spell('whip_fabric')}, too"
         )
     return BrokerSettings(
-        external_host=address,
+        external_host=_external_host(values["whip_external_tcp_address"], spell),
         external_port=_port(values, "whip_external_tcp_port", spell),
         listen_host=values["whip_listen_host"] or None,
         tcp_listen_port=_port(values, "whip_tcp_listen_port", spell) or 0,
@@ -77,6 +77,28 @@ def read_broker(values: Mapping[str, Any], spell: Callable[[str], str] = by_name
         fabric=_fabric(values, spell),
         relay=values["whip_relay"],
     )
+
+
+def _external_host(text: str, spell: Callable[[str], str]) -> str:
+    """The host name or address, without brackets, if agents can connect back to it."""
+    try:
+        address = ipaddress.ip_address(text.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        try:
+            normalize(text)
+        except ValueError as error:
+            why = f"{text[:80]!r} is not a host name or address"
+            if ":" in text:
+                port = spell("whip_external_tcp_port")
+                why += f"; without a scheme, and the port goes to {port}"
+            raise SettingsError(f"{spell('whip_external_tcp_address')}: {why}") from error
+        return text
+    if address.is_unspecified:
+        raise SettingsError(
+            f"{spell('whip_external_tcp_address')}: {address} is no address that agents can "
+            "connect back to: give this machine's name, or the address that they reach it at"
+        )
+    return str(address)
 
 
 def _fabric(values: Mapping[str, Any], spell: Callable[[str], str]) -> FabricSettings | None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import sys
+import traceback
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 import click
 
@@ -15,6 +20,20 @@ class CommandsByEntryPoint(click.Group):
     """A group whose commands are the entry points of `entry_point_group`."""
 
     entry_point_group = GROUP
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """As click's, but that output which cannot be written is told in one line."""
+        if sys.stdout is None:
+            sys.stdout = _Closed()
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:
+            if not _was_output(error):
+                raise
+            # What it still holds would be tried once more at the very end.
+            sys.stdout = None  # as Python itself has it then
+            click.echo(f"Error: cannot write the output: {error.strerror or error}", err=True)
+            sys.exit(1)
 
     def _found(self) -> dict[str, EntryPoint]:
         points = entry_points(group=self.entry_point_group)
@@ -36,6 +55,20 @@ class CommandsByEntryPoint(click.Group):
         if not isinstance(command, click.Command):
             return _unavailable(name, f"{_origin(point)}{point.value} is no click command")
         return command
+
+
+class _Closed(io.TextIOBase):
+    """Stands for a standard output that was closed before we began (`>&-`)."""
+
+    def write(self, _: str) -> int:
+        raise OSError(errno.EBADF, "standard output is closed")
+
+
+def _was_output(error: OSError) -> bool:
+    """Whether it was writing to a standard stream that failed: click does that in one place."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ends = (click.echo.__code__, _Closed.write.__code__)
+    return frames[-1].f_code in ends
 
 
 def _origin(point: EntryPoint) -> str:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from whip_core.acceptor import Acceptor
 from whip_core.caller import Caller
 from whip_core.errors import DialError, SettingsError
+from whip_core.host_patterns import address_or_none
 from whip_core.names import Target
 from whip_core.relay import RelaySide, break_off, join
 from whip_core.settings import is_loopback
@@ -63,6 +64,8 @@ class ForwardSpec:
             raise _wrong(text, "it has too few parts")
         try:
             target = Target.parse(name, _port(target_port))
+            if address_or_none(target.name) is not None:
+                raise ValueError("whip reaches names, not addresses")
             if listen.startswith("unix:"):
                 path = listen.removeprefix("unix:")
                 if not path:

@@ -50,7 +50,12 @@ def listen_address(listen: str) -> tuple[str, int] | None:
     host, _, port = listen.rpartition(":")
     if not (port.isascii() and port.isdigit() and int(port) <= 65535):
         raise SettingsError(f"--metrics-listen {listen!r} is not HOST:PORT, e.g. 127.0.0.1:9464")
-    return host.strip("[]") or "127.0.0.1", int(port)
+    host = host.strip("[]") or "127.0.0.1"
+    try:
+        host.encode("idna")  # as the socket does, which has no line for it
+    except UnicodeError as error:
+        raise SettingsError(f"--metrics-listen {listen!r}: {host!r} is no host") from error
+    return host, int(port)
 
 
 @asynccontextmanager

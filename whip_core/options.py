@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import resource
 from collections.abc import Callable, Coroutine
@@ -30,7 +31,32 @@ class Boolean(click.types.BoolParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool:
         if value == "":
             self.fail("it is empty; say true or false", param, ctx)
-        return bool(super().convert(value, param, ctx))
+        try:
+            return bool(super().convert(value, param, ctx))
+        except click.BadParameter:
+            self.fail(f"{value!r} is neither true nor false", param, ctx)
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds that can be waited for: nan is within any range."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
+        return number
+
+
+def utf8(_: click.Context, param: click.Parameter, value: Any) -> Any:
+    """A callback for what is sent on: bytes that are no text come as surrogates."""
+    for text in value if isinstance(value, tuple) else (value,):
+        try:
+            (text or "").encode()
+        except UnicodeEncodeError as error:
+            raise click.BadParameter(f"{text!r} is not UTF-8") from error
+    return value
 
 
 def option(*names: str, **attributes: Any) -> Callable[[Command], Command]:

@@ -16,7 +16,7 @@ from whip_core.agent_table import SORT_KEYS
 from whip_core.commands.agent_lines import lines
 from whip_core.control_call import ControlCallFailed
 from whip_core.names import close_matches, is_within, normalize, printable
-from whip_core.options import Failure, json_option, option
+from whip_core.options import Failure, json_option, option, utf8
 
 VARIABLE = "WHIP_CONTROL_SOCKET"
 SORTS = [prefix + key for key in SORT_KEYS for prefix in ("", "-")]
@@ -28,7 +28,10 @@ control_socket_option = option(
     help="The broker's control socket.",
 )
 search_option = option(
-    "--search", default="", help="Only agents with these words in name, labels or address."
+    "--search",
+    default="",
+    callback=utf8,
+    help="Only agents with these words in name, labels or address.",
 )
 sort_option = option(
     "--sort",
@@ -49,6 +52,15 @@ def _names_like(ctx: click.Context, _: click.Parameter, incomplete: str) -> list
     return [agent["name"] for agent in known if agent["name"].startswith(incomplete)]
 
 
+def _names(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    for name in values:
+        try:
+            normalize(name)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from error
+    return values
+
+
 @click.command()
 @search_option
 @sort_option
@@ -57,6 +69,7 @@ def _names_like(ctx: click.Context, _: click.Parameter, incomplete: str) -> list
     "--kick",
     metavar="NAME",
     multiple=True,
+    callback=_names,
     shell_complete=_names_like,
     help="End this agent's session instead of listing (repeatable). It may come back.",
 )
@@ -101,10 +114,7 @@ def _kick(path: Path, names: tuple[str, ...], as_json: bool) -> None:
 
 
 def _hint(name: str, agents: list[dict[str, Any]]) -> str:
-    try:
-        wanted = normalize(name)
-    except ValueError:
-        return "`whip agents` lists them"
+    wanted = normalize(name)
     names = [agent["name"] for agent in agents]
     if members := [each for each in names if is_within(each, [wanted])]:
         return f"it is a domain of {len(members)}: kick one by name, such as {members[0]}"

@@ -20,6 +20,7 @@ from whip_core.broker_options import (
 )
 from whip_core.broker_values import flags_of, read_broker, read_dial_socket, read_plugins
 from whip_core.errors import SettingsError
+from whip_core.monitor import listen_address
 from whip_core.operating import Listening, operating
 from whip_core.options import common_options, hangup_is_ours, run, was_given
 from whip_core.tasks import TaskSet
@@ -49,6 +50,7 @@ def broker(log_level: str, **values: Any) -> None:
                 "give --dial-listen: where others dial through this broker, "
                 "such as unix:/run/whip/dial.sock"
             )
+        listen_address(values["metrics_listen"])
         plugins = read_plugins(options)
         alone = Broker(
             read_dial_socket(options, read_broker(options, spell), spell),

@@ -15,6 +15,7 @@ from whip_core.broker_options import BROKER_OPTIONS, METRICS_LISTEN, REMOTE, cho
 from whip_core.broker_values import flags_of, read_broker, read_plugins, read_remote, read_seconds
 from whip_core.errors import SettingsError
 from whip_core.forward import ForwardSpec
+from whip_core.monitor import listen_address
 from whip_core.operating import Listening, operating
 from whip_core.options import common_options, hangup_is_ours, run, was_given
 from whip_core.remote import RemoteBroker
@@ -38,6 +39,7 @@ def forward(forwards: tuple[str, ...], log_level: str, **values: Any) -> None:
     try:
         specs = [ForwardSpec.parse(text) for text in forwards]
         remote = read_remote(options, spell)
+        listen_address(values["metrics_listen"])
         plugins = read_plugins(options)
         if remote is not None:
             broker: Broker | RemoteBroker = RemoteBroker(remote)

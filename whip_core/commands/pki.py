@@ -72,9 +72,18 @@ def _options(*declarations: Callable[[Command], Command]) -> Callable[[Command],
     return decorate
 
 
+class _File(click.Path):
+    """click's, but for the empty value, which stands for the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("it is empty; give a file, or leave the option out", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def _file_option(name: str, default: str, what: str) -> Callable[[Command], Command]:
     # What is wrong with a file is told by whoever reads or writes it.
-    path = click.Path(path_type=Path, dir_okay=False, readable=False)
+    path = _File(path_type=Path, dir_okay=False, readable=False)
     return option(name, type=path, default=default, help=what)
 
 
@@ -241,7 +250,7 @@ def client(
         issued = authority.issue_client(
             hostname, domain, subject=about, valid_for=validity_duration
         )
-    _write_issued(issued, "an agent", cert_path, key_path, force)
+    _write_issued(issued, "an agent or a dialer", cert_path, key_path, force)
 
 
 def own_names() -> list[str]:

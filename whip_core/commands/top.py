@@ -29,10 +29,12 @@ from whip_core.commands.agents import (
     sort_option,
 )
 from whip_core.control_call import ControlCallFailed
-from whip_core.options import Failure, json_option, option
+from whip_core.options import Failure, Seconds, json_option, option
 
 LEAST_INTERVAL = 0.1
 """Seconds between two looks: more often shows nothing more, and costs the broker."""
+MOST_INTERVAL = 86400.0
+"""A day: nobody looks more rarely, and some systems cannot sleep for years."""
 HEAD_LINES = 3
 SORT_BY_KEY = {
     "n": "name",
@@ -106,7 +108,7 @@ TOP_COLUMNS = (*COLUMNS[:4], _rate("to"), _rate("from"), *COLUMNS[4:])
 @sort_option
 @option(
     "--interval",
-    type=click.FloatRange(min=LEAST_INTERVAL),
+    type=Seconds(min=LEAST_INTERVAL, max=MOST_INTERVAL),
     default=1.0,
     metavar="SECONDS",
     help="How often to look.",

@@ -1,0 +1,71 @@
+"""Calls that cannot be meant, and output that cannot be written: one line, and no more."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from programs import needs_program, path_of
+from whip_core.cli import main
+
+PLAIN = ("--whip-external-tcp-address=localhost", "--tls=false")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("top", "--interval", "nan"), "'nan' is not a number of seconds"),
+        (("top", "--interval", "inf"), "is not in the range"),
+        (("top", "--interval", "1e300"), "is not in the range"),
+        (("agents", "--search", "\udcff"), "is not UTF-8"),
+        (("agents", "--kick", "a b"), "'a b' is not a host name"),
+        (("agents", "--kick", "\udcff"), "internationalized name"),
+        (("proxy", *PLAIN, "--metrics-listen=abc"), "--metrics-listen 'abc' is not HOST:PORT"),
+        (("proxy", *PLAIN, "--metrics-listen=\udcff:1"), "is no host"),
+        (("forward", *PLAIN, "--metrics-listen=abc", "1:a.b:80"), "is not HOST:PORT"),
+        (("broker", *PLAIN, "--dial-listen=/x", "--metrics-listen=abc"), "is not HOST:PORT"),
+        (("forward", *PLAIN, "2222:127.0.0.1:80"), "whip reaches names, not addresses"),
+        (("pki", "createandsign", "client", "--domain=x", "--key-path="), "it is empty"),
+    ],
+)
+def test_what_cannot_be_meant_is_a_wrong_call(arguments: tuple[str, ...], says: str) -> None:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2, result.output
+    last = result.output.splitlines()[-1]
+    assert last.startswith("Error: ")
+    assert says in last
+
+
+@needs_program("whip")
+@pytest.mark.parametrize(
+    ("to", "why"), [("/dev/full", "No space left on device"), ("&-", "standard output is closed")]
+)
+@pytest.mark.parametrize("arguments", ["--help", "plugins --json"])
+def test_output_that_cannot_be_written_is_told_in_one_line(
+    arguments: str, to: str, why: str
+) -> None:
+    if to.startswith("/") and not Path(to).exists():
+        pytest.skip(f"there is no {to}")
+    command = ("sh", "-c", f'exec "$0" {arguments} >{to}', path_of("whip"))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, f"Error: cannot write the output: {why}\n")
+
+
+@needs_program("whip")
+@pytest.mark.parametrize("arguments", [("mitmproxy",), ("proxy", *PLAIN, "--ui=console")])
+def test_the_console_without_a_terminal_says_so_before_anything_starts(
+    arguments: tuple[str, ...],
+) -> None:
+    done = subprocess.run(
+        [path_of("whip"), *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Error: mitmproxy's console needs a terminal")
+    assert done.stderr.count("\n") == 1
