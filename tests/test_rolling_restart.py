@@ -6,11 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import pytest
+
+from client_agent import backoff
 from fabrics import Nats, eventually
 from processes import free_ports
 from programs import needs_program
 from tunnel import agent_settings, broker_settings, echo, exchange, run, running, service
-from whip_core import Broker
+from whip_core import Broker, fabric_nats
 from whip_core.errors import DialError
 from whip_core.fabric_nats import NatsFabric
 
@@ -70,6 +73,15 @@ async def under_load(broker: Broker) -> AsyncIterator[Load]:
         await asyncio.wait(workers)
 
 
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent comes back over seconds on purpose, and over more the longer its broker is away."""
+    monkeypatch.setattr(backoff, "RETURN_BOUND", 0.1)
+    monkeypatch.setattr(backoff, "GROWTH", 1.0)
+    monkeypatch.setattr(fabric_nats, "RECONNECT_WAIT", 0.1)
+
+
+@pytest.mark.usefixtures("soon")
 def test_no_request_fails_while_holders_and_nats_are_restarted() -> None:
     async def main() -> None:
         async with AsyncExitStack() as stack:
