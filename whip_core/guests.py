@@ -19,7 +19,6 @@ from typing import Any
 from whip_core import control
 from whip_core.agents import AgentView, Peer, Registration
 from whip_core.awaited import Awaited, OnFinished
-from whip_core.host_patterns import covers_agent
 from whip_core.dial_wire import decode_agent, encode_caller
 from whip_core.dialer import Dial, MayReturn
 from whip_core.errors import (
@@ -33,6 +32,7 @@ from whip_core.fabric import FabricError
 from whip_core.fabric_mail import FabricMail
 from whip_core.fabric_wire import Message, encode_target, mapping, text
 from whip_core.framed import FramedConnection
+from whip_core.host_patterns import covers_agent
 from whip_core.names import check_port
 from whip_core.raw import RawConnection
 from whip_core.relaying import CannotRelay, Pass, Relaying
