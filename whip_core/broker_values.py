@@ -143,11 +143,15 @@ def read_dial_socket(
         raise SettingsError(
             f"{spell('whip_dial_allow')} and {spell('whip_dial_trust')}: {error}"
         ) from error
+    addresses = tuple(DialAddress.parse(text, listen=True) for text in values["whip_dial_listen"])
+    if any(address.path is None for address in addresses) and not any(names.values()):
+        raise SettingsError(
+            f"say who may dial over TCP: {spell('whip_dial_allow')} or "
+            f"{spell('whip_dial_trust')} NAME, a name in the certificates of those programs"
+        )
     return dataclasses.replace(
         broker,
-        dial_listen=tuple(
-            DialAddress.parse(text, listen=True) for text in values["whip_dial_listen"]
-        ),
+        dial_listen=addresses,
         dial_allow=names["whip_dial_allow"],
         dial_trust=names["whip_dial_trust"],
     )
@@ -170,9 +174,12 @@ def read_remote(
                 f"{spell('whip_broker')} {values['whip_broker']}"
             )
     address = DialAddress.parse(values["whip_broker"])
+    instead = f"name the broker's unix socket: {spell('whip_broker')}=unix:/path"
+    if address.path is None and not values["whip_tls"]:
+        raise SettingsError(f"a broker at {address} takes TLS: {instead}, or give certificates")
     return RemoteSettings(
         address=address,
-        tls=_tls_files(values, spell) if address.path is None else None,
+        tls=_tls_files(values, spell, instead) if address.path is None else None,
         domains=_domains(values, spell),
         dial_timeout=read_seconds(values, "whip_dial_timeout", spell, least=0.001),
         drain_timeout=read_seconds(values, "whip_drain_timeout", spell),
@@ -201,14 +208,17 @@ def _limits(values: Mapping[str, Any], spell: Callable[[str], str]) -> limits.Li
     return limits.Limits(dial_rate=rate, **{name: count(name) for name in names})
 
 
-def _tls_files(values: Mapping[str, Any], spell: Callable[[str], str]) -> TLSFiles | None:
+def _tls_files(
+    values: Mapping[str, Any], spell: Callable[[str], str], instead: str = ""
+) -> TLSFiles | None:
+    """`instead` is what to do without certificates."""
     if not values["whip_tls"]:
         return None
     names = ("whip_tls_key_path", "whip_tls_cert_path", "whip_tls_ca_cert_path")
     if missing := [spell(name) for name in names if not values[name]]:
         raise SettingsError(
             f"TLS is on, so give {', '.join(missing)} (`whip pki --help` makes certificates), "
-            f"or set {spell('whip_tls')}=false on loopback"
+            f"or {instead or spell('whip_tls') + '=false on loopback'}"
         )
     key, cert, ca = (values[name] for name in names)
     return TLSFiles.of(key, cert, ca, values["whip_tls_crl_path"])
