@@ -30,7 +30,7 @@ PLAIN = ("--whip-external-tcp-address=localhost", "--tls=false")
         (("forward", *PLAIN, "2222:127.0.0.1:80"), "whip reaches names, not addresses"),
         (("forward", "--broker=localhost:1", "1:a.b:80"), "certificates), or name the broker's un"),
         (("forward", "--broker=localhost:1", "--tls=false", "1:a.b:80"), "takes TLS: name the b"),
-        (("broker", *PLAIN, "--dial-listen=localhost:0"), "say who may dial over TCP"),
+        (("broker", *PLAIN, "--dial-listen=localhost:0"), "say who may dial at localhost:0"),
         (("pki", "createandsign", "client", "--domain=x", "--key-path="), "it is empty"),
     ],
 )

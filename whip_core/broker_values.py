@@ -144,9 +144,10 @@ def read_dial_socket(
             f"{spell('whip_dial_allow')} and {spell('whip_dial_trust')}: {error}"
         ) from error
     addresses = tuple(DialAddress.parse(text, listen=True) for text in values["whip_dial_listen"])
-    if any(address.path is None for address in addresses) and not any(names.values()):
+    in_tcp = [address for address in addresses if address.path is None]
+    if in_tcp and not any(names.values()):
         raise SettingsError(
-            f"say who may dial over TCP: {spell('whip_dial_allow')} or "
+            f"say who may dial at {in_tcp[0]}: {spell('whip_dial_allow')} or "
             f"{spell('whip_dial_trust')} NAME, a name in the certificates of those programs"
         )
     return dataclasses.replace(
