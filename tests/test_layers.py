@@ -44,8 +44,8 @@ LAYERS = {
         "whip_core": "__init__ aiohttp audit broker broker_options broker_values checkup cli"
         " commands.* commands.__init__ control_call dial_checkup dial_desk dialer dials fabrics"
         " guests holding httpx metrics monitor neighbours operating options plugin_sources plugins"
-        " progress public pytest_plugin registrar relaying remote remote_dial status testing.*"
-        " testing.__init__",
+        " process progress public pytest_plugin registrar relaying remote remote_dial status"
+        " testing.* testing.__init__",
         "client_agent": "__init__ agent command doctor plugins session testing worker",
         "whip_addon": "__init__ *",
     },
@@ -68,7 +68,7 @@ SHARED_WITH_THE_AGENT = (
     "certificates channel checkup control control_state control_wire credentials deadlines"
     " decoded_certificate errors framed frames hookspecs host_patterns local_request log_lines"
     " metrics monitor names options outbox parking plugin_host plugin_settings plugin_sources"
-    " preamble raw relay routes settings systemd tasks tls tls_transport tls_trial"
+    " preamble process raw relay routes settings systemd tasks tls tls_transport tls_trial"
 )
 # These could be lifted out of the project nearly as they are.
 AGENT_LOGIC = {

@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 import click
 
 from whip_addon import settings
-from whip_core import broker_options
+from whip_core import broker_options, process
 from whip_core.errors import SettingsError
 from whip_core.names import check_port, normalize
-from whip_core.options import Failure, allow_many_files, common_options, option, was_given
+from whip_core.options import Failure, common_options, option, was_given
 from whip_core.settings import is_loopback
 
 ADDON = Path(__file__).with_name("addon.py")
@@ -227,5 +227,5 @@ def _run(tool: str, arguments: list[str]) -> None:
     sys.argv = [tool, *arguments]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # its log, which somebody may follow
-    allow_many_files()
+    process.prepare()
     sys.exit(getattr(main, tool)(arguments))

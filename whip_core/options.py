@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import os
-import resource
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import click
 
+from whip_core import process
 from whip_core.errors import WhipError
 from whip_core.settings import TLSFiles
 
@@ -155,9 +154,9 @@ def hangup_is_ours() -> bool:
 
 def run(main: Coroutine[Any, Any, None], log_level: str) -> None:
     """Run a command's coroutine to its end; a failure is one line and exit status 1."""
-    allow_many_files()
+    process.prepare()
     try:
-        with asyncio.Runner(loop_factory=_new_loop) as runner:
+        with asyncio.Runner(loop_factory=process.new_loop) as runner:
             runner.run(main)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
@@ -165,19 +164,3 @@ def run(main: Coroutine[Any, Any, None], log_level: str) -> None:
         if log_level == "debug":
             raise
         raise Failure(str(error)) from error
-
-
-def allow_many_files() -> None:
-    """Have the most open files that we may: a stream takes two, and 1024 is a usual limit."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # some systems promise more than they give
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    """The faster event loop where it exists: these processes are all ours."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
