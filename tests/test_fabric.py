@@ -16,11 +16,13 @@ import pytest
 
 from client_agent.reverse import ReverseConnector
 from fabrics import KINDS, Kind, Local, eventually, joined
+from processes import free_ports
 from programs import needs_program
 from tunnel import (
     Log,
     Watch,
     agent_settings,
+    broker_settings,
     client_files,
     echo,
     exchange,
@@ -42,6 +44,8 @@ from whip_core.errors import (
     SettingsError,
     UnknownName,
 )
+from whip_core.fabric import Answer
+from whip_core.fabric_local import Exchange, LocalFabric
 from whip_core.fabric_wire import MAX_AGE, Gate, Unwelcome
 from whip_core.framed import FramedConnection
 from whip_core.frames import Role
@@ -458,7 +462,7 @@ def test_a_name_is_offered_only_with_a_certificate_that_covers_it() -> None:
             )
             session._view = None
             holder._registry.named = lambda name: [session]
-            holder._neighbours._mail.fabric.hold("agent.bank.testdom", shared=False)
+            holder._registrar.neighbours._mail.fabric.hold("agent.bank.testdom", shared=False)
             assert type(await refusal(other, "bank.testdom")) is UnknownName
             metrics, name = other.metrics.registry, "whip_server_fabric_dropped_messages_total"
             assert metrics.get_sample_value(name, {"reason": "malformed"}) == 1
@@ -479,7 +483,7 @@ def test_of_many_agents_at_a_holder_each_is_offered_at_some_time() -> None:
                 await agent.expect(control.Registered)
             offered: set[str] = set()
             while len(offered) < MAX_OFFERS + 4:
-                found = await other._neighbours.find(Target("testdom", 80), Caller(), ())
+                found = await other._registrar.neighbours.find(Target("testdom", 80), Caller(), ())
                 assert len(found) == MAX_OFFERS
                 offered |= {view.name.hostname for view in found.views}
 
@@ -513,3 +517,33 @@ def test_a_dial_that_waits_outlasts_a_fabric_that_goes_in_the_middle_of_it() -> 
             assert "reached, and refused" in str(await dial)
 
     run(main())
+
+
+def test_no_agent_can_come_before_the_fabric_is_there_to_tell_of_it() -> None:
+    [port] = free_ports(1)
+    reachable: list[bool] = []
+
+    class Slow(LocalFabric):
+        async def open(self, answer: Answer) -> None:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.close()
+                reachable.append(True)
+            except ConnectionRefusedError:
+                reachable.append(False)
+            await super().open(answer)
+
+    class Kind:
+        @hookimpl
+        def whip_fabric(self) -> Slow:
+            return Slow(Exchange())
+
+    async def main() -> None:
+        settings = broker_settings(fabric=Local.settings, grpc_listen_port=port)
+        async with Broker(settings, plugins=[Kind()]) as broker, scripted(broker) as agent:
+            await agent.expect(control.Registered)
+            [fabric] = broker._registrar.neighbours._mail.fabric._exchange.members
+            assert "agent.instance1.testdom" in fabric._held
+
+    run(main())
+    assert reachable == [False]

@@ -156,6 +156,12 @@ class Broker(Dials):
                     on_refused=self._registrar.connection_refused,
                 )
             )
+            # Before any agent can come: others are told of each.
+            if self.settings.fabric is not None:
+                neighbours = await stack.enter_async_context(
+                    self._make_neighbours(self.settings.fabric)
+                )
+                self._dialer.elsewhere = self._registrar.neighbours = neighbours
             self._control = await stack.enter_async_context(
                 ControlServer(
                     self._registrar,
@@ -166,11 +172,6 @@ class Broker(Dials):
                     limits=self.settings.limits,
                 )
             )
-            if self.settings.fabric is not None:
-                neighbours = await stack.enter_async_context(
-                    self._make_neighbours(self.settings.fabric)
-                )
-                self._dialer.elsewhere = self._registrar.neighbours = neighbours
             if self.settings.dial_listen:
                 self._dial_socket = await stack.enter_async_context(self._make_dial_socket())
             self._stack = stack.pop_all()
