@@ -95,6 +95,11 @@ class Agent:
         """Begin to drain: no new dials, the streams that run may finish."""
         self._stopping.set()
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no stream runs."""
+        return all(worker.is_quiet for worker in self._workers.values())
+
     async def wait_registered(self) -> None:
         """Wait until the agent is registered at one broker at least."""
         while not self.registered_at:

@@ -8,7 +8,6 @@ import ipaddress
 import logging
 import math
 import os
-import signal
 import socket
 from typing import Any
 
@@ -35,6 +34,7 @@ from whip_core.options import (
 from whip_core.plugin_sources import AGENT_GROUP, PluginOptions
 from whip_core.routes import Routes
 from whip_core.settings import DRAIN_TIMEOUT, Role
+from whip_core.stop_signals import StopSignals
 from whip_core.systemd import Notifier, notifying
 from whip_core.tls_trial import try_out
 
@@ -160,33 +160,29 @@ def read_settings(
 
 
 async def _serve(agent: Agent, metrics_listen: str, chosen: bool) -> None:
-    loop = asyncio.get_running_loop()
     this = asyncio.current_task()
     assert this is not None
-    interrupted = False
 
-    def stop() -> None:
-        nonlocal interrupted
-        if interrupted:
-            this.cancel()
-        interrupted = True
+    def slowly() -> None:
         Notifier().tell("STOPPING=1")
         agent.stop()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    def at_once() -> None:
+        if not agent.is_quiet:
+            logger.warning("stopped at once: streams that still ran are cut")
+        this.cancel()
+
+    StopSignals(slowly, at_once).listen()
     agent.plugins.start(agent.metrics.registry)  # what they mind is said before anything listens
     site = Routes(
         pages(lambda accept: exposition(agent.metrics.registry, accept), agent.why_not_ready)
     )
-    async with (
-        serving(metrics_listen, site, chosen=chosen),
-        notifying(agent.why_not_ready),
-    ):
-        try:
+    with contextlib.suppress(asyncio.CancelledError):
+        async with (
+            serving(metrics_listen, site, chosen=chosen),
+            notifying(agent.why_not_ready),
+        ):
             await agent.run()
-        except asyncio.CancelledError:
-            logger.warning("stopped at once: streams that still ran are cut")
 
 
 def _name(hostname: str, domain: str) -> AgentName:

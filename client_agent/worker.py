@@ -152,6 +152,11 @@ class Worker:
         if self.live is not None:
             await self.live.say_goodbye()
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no stream runs."""
+        return all(session.is_quiet for session in self._running)
+
     def cut(self) -> None:
         """Cut the streams that still run."""
         for session in tuple(self._running):

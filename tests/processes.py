@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from programs import path_of
+from whip_core.stop_signals import ONE_WISH
 
 NEVER_GIVEN_AWAY = (10_000, 32_768)
 """Ports below the range that Linux takes those of outgoing connections from."""
@@ -73,6 +74,12 @@ class Process:
         """Send a signal to the program itself, if it still runs."""
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
+
+    async def insisted(self) -> int:
+        """A second SIGTERM, as late as it has to be to count as one; the exit status."""
+        await asyncio.sleep(ONE_WISH)
+        self.signal(signal.SIGTERM)
+        return await self.ended()
 
     async def ended(self) -> int:
         """Wait for its end and for its last line; the exit status."""

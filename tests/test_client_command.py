@@ -6,17 +6,19 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from client_agent import Agent, command
 from processes import started
 from programs import path_of
 from tunnel import (
     Watch,
+    agent_settings,
     broker_settings,
     client_files,
     echo,
@@ -215,8 +217,8 @@ def test_an_agent_that_serves_does_without_the_library_that_makes_certificates()
     run(main())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_streams_finish_and_the_exit_status_is_0(number: int) -> None:
+@pytest.mark.parametrize("numbers", [(signal.SIGTERM, signal.SIGINT), (signal.SIGINT,)])
+def test_a_signal_lets_streams_finish_and_the_exit_status_is_0(numbers: tuple[int, ...]) -> None:
     async def main() -> None:
         async with (
             service(echo) as port,
@@ -227,7 +229,8 @@ def test_a_signal_lets_streams_finish_and_the_exit_status_is_0(number: int) -> N
             ) as client,
         ):
             reader, writer = await broker.open_connection("a.b", 80, wait=20)
-            client.signal(number)
+            for number in numbers:  # at once they count as one
+                client.signal(number)
             await client.says("stopping: streams have 30 s to finish")
             writer.write(b"still here")
             writer.write_eof()
@@ -252,15 +255,27 @@ def test_a_second_signal_ends_it_at_once_and_its_streams_are_cut() -> None:
             reader, writer = await broker.open_connection("a.b", 80, wait=20)
             client.signal(signal.SIGTERM)
             await client.says("stopping")
-            client.signal(signal.SIGTERM)
+            assert await client.insisted() == 0
             with pytest.raises(StreamCut):
                 await reader.read()
             writer.close()
-            assert await client.ended() == 0
             await client.says("stopped at once: streams that still ran are cut")
             assert "Traceback" not in str(client)
 
     run(main())
+
+
+def test_without_streams_none_is_said_to_be_cut(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Insisting:
+        def __init__(self, _: object, at_once: Callable[[], None]) -> None:
+            self.listen = lambda: asyncio.get_running_loop().call_soon(at_once)
+
+    monkeypatch.setattr(command, "StopSignals", Insisting)
+    agent = Agent(agent_settings("[::1]:1", ports="80", hostname="instance1"))
+    run(command._serve(agent, "", chosen=False))
+    assert "streams that still ran" not in caplog.text
 
 
 def test_a_broker_that_is_not_there_is_told_in_one_line_and_waited_for() -> None:

@@ -37,7 +37,8 @@ LAYERS = {
         "whip_core": "acceptor awaited control_server control_socket credentials deadlines"
         " dial_client dial_socket drain fabric_local fabric_mail fabric_nats forward framed"
         " heartbeat log_lines outbox parked_pool raw relay reverse_listener session sockets"
-        " strangers stream stream_reader systemd tasks tls tls_records tls_transport tls_trial web",
+        " stop_signals strangers stream stream_reader systemd tasks tls tls_records tls_transport"
+        " tls_trial web",
         "client_agent": "berth control_client discovery egress_tunnel local parker reverse",
     },
     3: {  # assembly
@@ -68,7 +69,8 @@ SHARED_WITH_THE_AGENT = (
     "certificates channel checkup control control_state control_wire credentials deadlines"
     " decoded_certificate errors framed frames hookspecs host_patterns local_request log_lines"
     " metrics monitor names options outbox parking plugin_host plugin_settings plugin_sources"
-    " preamble process raw relay routes settings systemd tasks tls tls_transport tls_trial"
+    " preamble process raw relay routes settings stop_signals systemd tasks tls tls_transport"
+    " tls_trial"
 )
 # These could be lifted out of the project nearly as they are.
 AGENT_LOGIC = {

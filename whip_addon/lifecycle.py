@@ -61,6 +61,7 @@ from whip_core.plugin_sources import PluginOptions
 from whip_core.remote import RemoteBroker
 from whip_core.settings import BrokerSettings, RemoteSettings, is_loopback
 from whip_core.status import Watched
+from whip_core.stop_signals import StopSignals
 from whip_core.tasks import TaskSet
 from whip_core.web import WebServer
 
@@ -212,15 +213,15 @@ class WhipAddon:
         _warn_if_open()
         if self._settings.door.login is None:
             _warn_of_unused_password()
-        on_signal(signal.SIGTERM, self._told_to_stop)
+        stop = StopSignals(self._stop_slowly, ctx.master.shutdown)
+        on_signal(signal.SIGTERM, stop.told)
         if hangup_is_ours():
             on_signal(signal.SIGHUP, self._told_to_reopen)
         self._life = self._tasks.spawn(self._live(self._settings, WhipAddon._ending), "whip")
         return _Set(self._started)
 
-    def _told_to_stop(self) -> None:
-        """The first SIGTERM drains, the second ends at once."""
-        if self._broker is None or self._settings is None or self._draining.begun:
+    def _stop_slowly(self) -> None:
+        if self._broker is None or self._settings is None:
             ctx.master.shutdown()
             return
         timeout = self._settings.broker.drain_timeout

@@ -23,6 +23,7 @@ from whip_core.errors import SettingsError
 from whip_core.monitor import listen_address
 from whip_core.operating import Listening, operating
 from whip_core.options import common_options, hangup_is_ours, run, was_given
+from whip_core.stop_signals import StopSignals
 from whip_core.tasks import TaskSet
 
 # How long a dial waits is for whoever dials to say.
@@ -67,15 +68,9 @@ def broker(log_level: str, **values: Any) -> None:
 
 async def _serve(alone: Broker, listening: Listening) -> None:
     stop, at_once = asyncio.Event(), asyncio.Event()
-
-    def interrupted() -> None:
-        (at_once if stop.is_set() else stop).set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, interrupted)
+    StopSignals(stop.set, at_once.set).listen()
     if hangup_is_ours():
-        loop.add_signal_handler(signal.SIGHUP, alone.reopen_logs)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, alone.reopen_logs)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(alone)
         await stack.enter_async_context(operating(alone, listening))

@@ -19,6 +19,7 @@ from whip_core.monitor import listen_address
 from whip_core.operating import Listening, operating
 from whip_core.options import common_options, hangup_is_ours, run, was_given
 from whip_core.remote import RemoteBroker
+from whip_core.stop_signals import StopSignals
 from whip_core.tasks import TaskSet
 
 OPTIONS = (*BROKER_OPTIONS, REMOTE)
@@ -64,15 +65,9 @@ async def _serve(
     broker: Broker | RemoteBroker, specs: list[ForwardSpec], wait: float, listening: Listening
 ) -> None:
     stop, at_once = asyncio.Event(), asyncio.Event()
-
-    def told() -> None:
-        (at_once if stop.is_set() else stop).set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told)
+    StopSignals(stop.set, at_once.set).listen()
     if hangup_is_ours():
-        loop.add_signal_handler(signal.SIGHUP, broker.reopen_logs)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, broker.reopen_logs)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(broker)
         await stack.enter_async_context(operating(broker, listening))
