@@ -21,12 +21,13 @@ import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from mitmproxy import ctx, flow, http, tcp
+from mitmproxy import flow, http, tcp
 from mitmproxy.connection import Client, Server
 from mitmproxy.net.http import http1
 from mitmproxy.proxy.layer import NextLayer
 from mitmproxy.proxy.layers import TCPLayer
 
+from whip_addon import transports
 from whip_addon.answers import Answer, plain_response
 from whip_core.sockets import abort_with_reset
 
@@ -191,12 +192,11 @@ def _address_of(server: Server) -> str:
 
 def _reset(client: Client) -> None:
     """End the client's connection so that it sees a reset."""
-    handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
-    connection = handler.transports.get(client) if handler is not None else None
-    if connection is None or connection.writer is None:
+    writer = transports.writer_of(client, client)
+    if writer is None:
         return
-    transport = getattr(connection.writer, "transport", None)
+    transport = getattr(writer, "transport", None)
     if transport is None:  # no socket of its own (WireGuard, local redirect)
-        connection.writer.close()
+        writer.close()
         return
     abort_with_reset(transport)

@@ -15,13 +15,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
 
-from mitmproxy import ctx, http
+from mitmproxy import http
 from mitmproxy.connection import Client, Server
 from mitmproxy.proxy.mode_specs import UpstreamMode
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
+from whip_addon import transports
 from whip_addon.answers import plain_response
 from whip_addon.routing import ALLOW_HINT, Route
 
@@ -91,9 +91,8 @@ class Guard:
 
 def _kill(client: Client, server: Server) -> None:
     """Close the connection to `server` now, so that nothing can be written to it."""
-    handler: Any = ctx.master.addons.get("proxyserver").connections.get(client.id)
-    connection = handler.transports.get(server) if handler is not None else None
-    if connection is None or connection.writer is None:
+    writer = transports.writer_of(client, server)
+    if writer is None:
         # A replay, say: ending the task that opened it is all that is left.
         raise asyncio.CancelledError(server.error)
-    connection.writer.close()
+    writer.close()
