@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from types import TracebackType
 from typing import Any
 
 import grpc
@@ -68,12 +67,7 @@ class ControlClient:
         self._outbox = Outbox(self._call.write, self._tasks)
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         self._call.cancel()
         await self._tasks.cancel_all()
         await self._channel.close()

@@ -162,7 +162,10 @@ class _Answer:
 
 
 class Discovery:
-    """Follows one endpoint. `sleep` is called with seconds and waits as long."""
+    """Follows one endpoint. `sleep` is called with seconds and waits as long.
+
+    A `quiet` one logs nothing, for an owner who tells of `trouble` itself.
+    """
 
     def __init__(
         self,
@@ -170,8 +173,11 @@ class Discovery:
         resolvers: Resolvers | None = None,
         *,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        quiet: bool = False,
     ) -> None:
         self.endpoint = endpoint
+        self._quiet = quiet
+        self._trouble = ""
         self._sleep = sleep
         self._failing: frozenset[str] = frozenset()
         resolvers = resolvers or Resolvers()
@@ -180,6 +186,11 @@ class Discovery:
             self._source = _Service(endpoint.host, resolvers)
         elif not endpoint.is_literal:
             self._source = _Host(endpoint.host, endpoint.port, resolvers)
+
+    @property
+    def trouble(self) -> str:
+        """Why the last look found nothing, or not all of it; empty if it did."""
+        return self._trouble
 
     async def watch(self) -> AsyncGenerator[frozenset[Address], None]:
         """The endpoint's addresses each time that they have changed, for ever; never none.
@@ -197,7 +208,9 @@ class Discovery:
         while True:
             outcome = await self._source.refresh()
             found = self._source.addresses
-            self._log(outcome, len(found))
+            self._trouble = "; ".join(dict.fromkeys(outcome.failures.values()))
+            if not self._quiet:
+                self._log(outcome, len(found))
             if found and found != told:
                 told = found
                 yield found
@@ -219,7 +232,7 @@ class Discovery:
             logger.warning(
                 "looking up %s: %s; %s",
                 self.endpoint,
-                "; ".join(dict.fromkeys(outcome.failures.values())),
+                self._trouble,
                 f"going on with {kept} known" if kept else "trying again",
             )
         elif self._failing and not failing:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import logging
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -20,7 +19,7 @@ from typing import Any
 
 import click
 
-from client_agent import discovery, egress_tunnel
+from client_agent import egress_tunnel
 from client_agent.command import client as client_command
 from client_agent.command import read_settings
 from client_agent.control_client import ControlClient, ControlClosed
@@ -69,24 +68,6 @@ def client(as_json: bool, **values: Any) -> None:
     checkup.show(as_json=as_json)
 
 
-class _LastWords(logging.Handler):
-    """Keeps what discovery would log."""
-
-    text = ""
-    _logger = logging.getLogger(discovery.__name__)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.text = record.getMessage()
-
-    async def __aenter__(self) -> None:
-        self._logger.addHandler(self)
-        self._logger.propagate = False
-
-    async def __aexit__(self, *_: object) -> None:
-        self._logger.removeHandler(self)
-        self._logger.propagate = True
-
-
 class _Doctor:
     def __init__(self, checkup: Checkup, settings: AgentSettings, *, named: bool) -> None:
         self._checkup = checkup
@@ -123,19 +104,18 @@ class _Doctor:
         egress = self._settings.egress
         if egress is not None and not endpoint.srv and egress.carries(endpoint.host):
             return [Address(endpoint.host, endpoint.port)]
-        words = _LastWords()
+        discovery = Discovery(endpoint, quiet=True)
         self._checkup.doing(f"looking for {endpoint.host}")
         try:
             async with (
                 asyncio.timeout(DNS_TIMEOUT),
-                words,
-                aclosing(Discovery(endpoint).watch()) as watching,
+                aclosing(discovery.watch()) as watching,
             ):
                 found = sorted(await anext(watching))
         except TimeoutError:
             self._checkup.problem(
                 "name",
-                f"{endpoint.host} is not found: {words.text or 'nobody answers'}",
+                f"{endpoint.host} is not found: {discovery.trouble or 'nobody answers'}",
                 "correct ENDPOINT, or see /etc/resolv.conf",
             )
             return []

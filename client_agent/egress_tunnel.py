@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import TracebackType
 
 from python_socks import ProxyError, ProxyType
 from python_socks.async_.asyncio import Proxy
@@ -81,12 +80,7 @@ class Bridge:
         self.target = f"unix:{path}"
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         self._server.close()
         await self._tasks.cancel_all()
         for side in tuple(self._sides):

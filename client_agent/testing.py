@@ -12,6 +12,7 @@ from client_agent.exposure import parse_exposure
 from client_agent.settings import AgentSettings
 from whip_core.names import AgentName
 from whip_core.settings import TLSFiles
+from whip_core.tasks import TaskSet
 
 
 @asynccontextmanager
@@ -40,8 +41,9 @@ async def registered(
         ),
         plugins=plugins,
     )
-    task = asyncio.get_running_loop().create_task(agent.run())
-    waiting = asyncio.get_running_loop().create_task(agent.wait_registered())
+    tasks = TaskSet()
+    task = tasks.spawn(agent.run(), f"the agent {name}")
+    waiting = tasks.spawn(agent.wait_registered(), f"{name} is registered")
     try:
         if wait:
             await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
@@ -49,6 +51,4 @@ async def registered(
             await task  # raises what kept it from starting
         yield agent
     finally:
-        waiting.cancel()
-        task.cancel()
-        await asyncio.wait([task, waiting])
+        await tasks.cancel_all()

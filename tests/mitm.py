@@ -26,6 +26,7 @@ from whip_core.caller import NOBODY, Caller
 from whip_core.errors import DialError, UnknownName
 from whip_core.plugin_sources import PluginOptions
 from whip_core.settings import BrokerSettings
+from whip_core.stream_reader import BrokenLastReader
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -130,9 +131,12 @@ class FakeBroker:
             raise UnknownName(f"nobody is registered as {host}")
         if isinstance(service, DialError):
             raise service
-        stream = await asyncio.open_connection("127.0.0.1", service)
-        self.streams.append(stream)
-        return stream
+        loop = asyncio.get_running_loop()
+        reader = BrokenLastReader()
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport, _ = await loop.create_connection(lambda: protocol, "127.0.0.1", service)
+        self.streams.append((reader, asyncio.StreamWriter(transport, protocol, reader, loop)))
+        return self.streams[-1]
 
     def break_stream(self, error: Exception, index: int = -1) -> None:
         """Let the proxy's end of a stream break, as a reset or a cut does."""

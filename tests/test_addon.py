@@ -24,12 +24,14 @@ from mitmproxy.proxy.layers.http import HttpStream
 from mitm import FakeBroker, answering, confdir, curl, proxy, read_head, service
 from programs import path_of
 from tunnel import agent_settings, running
-from whip_addon.broken import RESET_ON_CLOSE, WatchedReader
+from whip_addon.broken import WatchedReader
 from whip_addon.commands import ADDON
 from whip_addon.lifecycle import WhipAddon
 from whip_core import Broker, BrokerSettings
 from whip_core.errors import StreamCut, StreamReset
 from whip_core.plugin_sources import PluginOptions
+from whip_core.sockets import abort_with_reset
+from whip_core.stream_reader import BrokenLastReader
 from whip_core.testing import Authority
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -350,9 +352,7 @@ def test_a_service_that_crashes_behind_a_real_agent_is_a_reset_to_the_client() -
     async def crashes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(await reader.readline())
         await reader.readline()
-        peer = writer.get_extra_info("socket")
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-        writer.transport.abort()
+        abort_with_reset(writer.transport)
 
     brokers: list[Broker] = []
 
@@ -486,7 +486,7 @@ def test_a_websocket_that_breaks_is_no_normal_closure() -> None:
 
 def test_what_came_before_a_break_arrives() -> None:
     async def main() -> None:
-        source = asyncio.StreamReader()
+        source = BrokenLastReader()
         broken: list[BaseException] = []
         reader = WatchedReader(source, broken.append)
         source.feed_data(b"the last bytes")
@@ -504,7 +504,7 @@ def test_what_came_before_a_break_arrives() -> None:
 
 def test_a_break_that_a_write_finds_is_told_too() -> None:
     async def main() -> None:
-        source = asyncio.StreamReader()
+        source = BrokenLastReader()
         broken: list[BaseException] = []
         reading = asyncio.get_running_loop().create_task(
             WatchedReader(source, broken.append).read(65536)

@@ -45,8 +45,8 @@ async def system_knows_nothing(host: str) -> frozenset[str]:
 class Watch:
     """A discovery under observation. Its pauses last until `round` ends them."""
 
-    def __init__(self, endpoint: Endpoint, resolvers: Resolvers) -> None:
-        self.discovery = Discovery(endpoint, resolvers, sleep=self._pause)
+    def __init__(self, endpoint: Endpoint, resolvers: Resolvers, *, quiet: bool = False) -> None:
+        self.discovery = Discovery(endpoint, resolvers, sleep=self._pause, quiet=quiet)
         self.pause = 0.0
         """Seconds that the discovery wants to wait now."""
         self._news: list[frozenset[Address]] = []
@@ -74,8 +74,10 @@ class Watch:
 
 
 @asynccontextmanager
-async def watching(endpoint: Endpoint, resolvers: Resolvers) -> AsyncIterator[Watch]:
-    watch = Watch(endpoint, resolvers)
+async def watching(
+    endpoint: Endpoint, resolvers: Resolvers, *, quiet: bool = False
+) -> AsyncIterator[Watch]:
+    watch = Watch(endpoint, resolvers, quiet=quiet)
     async with asyncio.TaskGroup() as group:
         task = group.create_task(watch.run(), name=f"watch {endpoint}")
         try:
@@ -380,6 +382,21 @@ def test_a_name_that_nobody_knows_is_logged_once(caplog: pytest.LogCaptureFixtur
     assert caplog.messages == [
         "looking up broker.test:50051: DNS knows no broker.test; trying again"
     ]
+
+
+def test_a_quiet_discovery_leaves_its_trouble_to_its_owner(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def test(server: DNSServer) -> None:
+        async with watching(BROKER, resolvers_at(server), quiet=True) as watch:
+            await watch.round()
+            assert watch.discovery.trouble == "DNS knows no broker.test"
+            server.set("broker.test", "A", "10.0.0.1")
+            assert await watch.round() == at("10.0.0.1")
+            assert watch.discovery.trouble == ""
+
+    with_dns(test)
+    assert caplog.messages == []
 
 
 # Services

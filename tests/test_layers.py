@@ -22,7 +22,7 @@ PACKAGES = ("whip_core", "client_agent", "whip_addon")
 # everything below a package, `__init__` the package itself.
 LAYERS = {
     0: {  # values
-        "whip_core": "agents caller control dial_address errors fabric hookspecs limits"
+        "whip_core": "agents caller control day dial_address errors fabric hookspecs limits"
         " local_request names settings when_asked wire.* wire.__init__",
         "client_agent": "egress endpoints exposure settings",
     },

@@ -17,19 +17,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-import struct
 import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from mitmproxy import ctx, flow, http, tcp
+from mitmproxy import flow, http, tcp
 from mitmproxy.connection import Client, Server
 from mitmproxy.net.http import http1
 from mitmproxy.proxy.layer import NextLayer
 from mitmproxy.proxy.layers import TCPLayer
 
+from whip_addon import transports
 from whip_addon.answers import Answer, plain_response
+from whip_core.sockets import abort_with_reset
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +37,13 @@ Noted = TypeVar("Noted")
 ByServer = weakref.WeakKeyDictionary[Server, "weakref.ref[Noted]"]
 
 REASON = "broken-stream"
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-"""SO_LINGER on, for 0 seconds: closing sends RST instead of FIN (socket(7))."""
 
 
 class WatchedReader:
-    """The reader that mitmproxy gets: tells `on_break` of a stream that broke, once."""
+    """The reader that mitmproxy gets: tells `on_break` of a stream that broke, once.
+
+    `reader` gives what came before a break first, as a `BrokenLastReader` does.
+    """
 
     def __init__(
         self, reader: asyncio.StreamReader, on_break: Callable[[BaseException], None]
@@ -57,8 +58,6 @@ class WatchedReader:
         try:
             data = await self._reader.read(n)
         except OSError as error:
-            if rest := self._take_rest():
-                return rest
             self.report(error)
             raise
         except asyncio.CancelledError:
@@ -75,13 +74,6 @@ class WatchedReader:
         on_break, self._on_break = self._on_break, None
         if on_break is not None:
             on_break(error)
-
-    def _take_rest(self) -> bytes:
-        """What had arrived before the break: asyncio's reader keeps it, and never gives it."""
-        buffer: bytearray = getattr(self._reader, "_buffer", bytearray())
-        rest = bytes(buffer)
-        buffer.clear()
-        return rest
 
 
 class HalfClosingWriter:
@@ -200,15 +192,11 @@ def _address_of(server: Server) -> str:
 
 def _reset(client: Client) -> None:
     """End the client's connection so that it sees a reset."""
-    handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
-    connection = handler.transports.get(client) if handler is not None else None
-    if connection is None or connection.writer is None:
+    writer = transports.writer_of(client, client)
+    if writer is None:
         return
-    transport = getattr(connection.writer, "transport", None)
+    transport = getattr(writer, "transport", None)
     if transport is None:  # no socket of its own (WireGuard, local redirect)
-        connection.writer.close()
+        writer.close()
         return
-    peer = connection.writer.get_extra_info("socket")
-    if peer is not None:
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-    transport.abort()
+    abort_with_reset(transport)

@@ -6,15 +6,11 @@ when a client hangs up. It comes after the broker's end: the streams have broken
 and a client whose data was cut has seen a reset.
 """
 
-# mypy: allow-untyped-calls
-# (mitmproxy is typed in part.)
-
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
-from mitmproxy import ctx
+from whip_addon import transports
 
 TIMEOUT = 2.0
 """Seconds that clients' connections may take: their hooks may be a user's, and slow."""
@@ -24,11 +20,9 @@ LOOK_AGAIN = 0.01
 
 async def end_clients() -> None:
     """Hang up on every client of mitmproxy; wait until its connections are gone."""
-    connections: dict[Any, Any] = ctx.master.addons.get("proxyserver").connections
+    connections = transports.handlers()
     for handler in list(connections.values()):
-        client = handler.transports.get(handler.client)
-        if client is not None and client.handler is not None:
-            client.handler.cancel("the proxy ends")
+        transports.hang_up(handler.client, "the proxy ends")
     try:
         async with asyncio.timeout(TIMEOUT):
             while connections:  # noqa: ASYNC110  # mitmproxy has no event for it

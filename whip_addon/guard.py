@@ -1,6 +1,6 @@
 """What must not get out, checked once more around the seam: it fails closed everywhere.
 
-- While whip has a fault, no client and no connection gets through.
+- While whip has trouble, no client and no connection gets through.
 - UDP (QUIC, DNS) does not pass the seam: it follows the same rules here.
 - In mitmproxy's upstream mode, whip's names are not handed to the upstream proxy.
 - A TCP connection that was not opened by the dial (a mitmproxy that connects in another
@@ -15,13 +15,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
 
-from mitmproxy import ctx, http
+from mitmproxy import http
 from mitmproxy.connection import Client, Server
 from mitmproxy.proxy.mode_specs import UpstreamMode
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
+from whip_addon import transports
 from whip_addon.answers import plain_response
 from whip_addon.routing import ALLOW_HINT, Route
 
@@ -29,23 +29,23 @@ logger = logging.getLogger(__name__)
 
 
 class Guard:
-    """`fault` says why nothing may pass, `way` where a host may go, `has_dialled` who opened it."""
+    """`trouble`: why nothing may pass, `way`: where a host may go, `has_dialled`: who opened it."""
 
     name = "whip.guard"
 
     def __init__(
         self,
-        fault: Callable[[], str | None],
+        trouble: Callable[[], str | None],
         way: Callable[[str, int], Route],
         has_dialled: Callable[[Server], bool],
     ) -> None:
-        self._fault = fault
+        self._trouble = trouble
         self._way = way
         self._has_dialled = has_dialled
 
     def client_connected(self, client: Client) -> None:
-        if fault := self._fault():
-            client.error = fault
+        if trouble := self._trouble():
+            client.error = trouble
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         self._keep_from_upstream(flow)
@@ -54,8 +54,8 @@ class Guard:
         self._keep_from_upstream(flow)
 
     def server_connect(self, data: ServerConnectionHookData) -> None:
-        if fault := self._fault():
-            data.server.error = fault
+        if trouble := self._trouble():
+            data.server.error = trouble
         elif data.server.transport_protocol == "udp" and data.server.address:
             host, port, *_ = data.server.address
             way = self._way(host, port)
@@ -91,9 +91,8 @@ class Guard:
 
 def _kill(client: Client, server: Server) -> None:
     """Close the connection to `server` now, so that nothing can be written to it."""
-    handler: Any = ctx.master.addons.get("proxyserver").connections.get(client.id)
-    connection = handler.transports.get(server) if handler is not None else None
-    if connection is None or connection.writer is None:
+    writer = transports.writer_of(client, server)
+    if writer is None:
         # A replay, say: ending the task that opened it is all that is left.
         raise asyncio.CancelledError(server.error)
-    connection.writer.close()
+    writer.close()

@@ -1,8 +1,8 @@
-"""The addon's life inside mitmproxy: its options, its start, its end, and its faults.
+"""The addon's life inside mitmproxy: its options, its start, its end, and its trouble.
 
 Whatever keeps it from working (a bad option, a port in use, a mitmproxy without the seam)
-is a fault: one line in mitmproxy's log, which ends mitmproxy while it starts. And while
-there is a fault, nothing gets through, as a connection that whip does not route could take
+is trouble: one line in mitmproxy's log, which ends mitmproxy while it starts. And while
+there is trouble, nothing gets through, as a connection that whip does not route could take
 a private name out to the public.
 """
 
@@ -119,7 +119,7 @@ class WhipAddon:
         self._settings: AddonSettings | None = None
         self._broker: RunningBroker | None = None
         self._status_page: WebServer | None = None
-        self._fault: str | None = None
+        self._trouble: str | None = None
         # mitmproxy takes no two addons of one name, and says so with a traceback.
         self._is_second = seam.is_taken()
         self.name = "whip (second)" if self._is_second else "whip"
@@ -145,7 +145,7 @@ class WhipAddon:
         self._brought = PluginAddons()
         self.addons: list[object] = [
             Gate(),
-            Guard(lambda: self._fault, self._way, self._dialer.has_dialled),
+            Guard(lambda: self._trouble, self._way, self._dialer.has_dialled),
             self._door,
             Ambiguous(self._routes, self._domains),
             callers,
@@ -201,7 +201,7 @@ class WhipAddon:
     # loads a script that has changed.
     def running(self) -> Awaitable[None] | None:
         self._is_running = True
-        if self._is_second or self._fault:
+        if self._is_second or self._trouble:
             return None
         try:
             options.check_unknown(ctx.options)
@@ -245,7 +245,7 @@ class WhipAddon:
     def done(self) -> Awaitable[None] | None:
         if self._is_second:
             return None
-        self._fault = self._fault or SHUTTING_DOWN
+        self._trouble = self._trouble or SHUTTING_DOWN
         seam.retire(self._dialer.dial)
         self._stop.set()
         if self._life is None:
@@ -265,7 +265,7 @@ class WhipAddon:
             self._fail(str(error))
         except Exception as error:
             logger.exception("whip: the broker failed")
-            self._fault = f"the broker failed: {error}"
+            self._trouble = f"the broker failed: {error}"
         finally:
             self._broker = None
             self._started.set()
@@ -300,9 +300,9 @@ class WhipAddon:
         self._trailers.uninstall()
         seam.uninstall(self._dialer.dial)
 
-    def _fail(self, fault: str) -> None:
-        self._fault = fault
-        logger.error("whip: %s", fault)
+    def _fail(self, trouble: str) -> None:
+        self._trouble = trouble
+        logger.error("whip: %s", trouble)
 
     def _check_changes(self, new: AddonSettings) -> None:
         """Raises `SettingsError` if a running broker would have to be another one."""
@@ -317,10 +317,10 @@ class WhipAddon:
 
     async def _ready(self) -> Dials:
         """The broker, once it runs. Raises `BrokerClosed`."""
-        if not self._fault:
+        if not self._trouble:
             await self._started.wait()
         if self._broker is None:
-            raise BrokerClosed(self._fault or SHUTTING_DOWN)
+            raise BrokerClosed(self._trouble or SHUTTING_DOWN)
         return self._broker
 
     def _rules(self) -> Rules:

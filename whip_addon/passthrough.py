@@ -23,12 +23,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mitmproxy import ctx
 from mitmproxy.connection import Client, ConnectionState, Server
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.layers import TCPLayer
 from mitmproxy.proxy.mode_specs import ReverseMode
 
+from whip_addon import transports
 from whip_core.relay import RelaySide, join
 
 logger = logging.getLogger(__name__)
@@ -77,15 +77,12 @@ class Passthrough:
 
     def _hand_over(self, client: Client, server: Server, passed: Passed) -> bool:
         """Whether that is decided now; False if it has to be tried again."""
-        handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
-        if handler is None:
-            return True
-        ends = [handler.transports.get(client), handler.transports.get(server)]
+        ends = [transports.end_of(client, each) for each in (client, server)]
         if not all(map(_can_be_handed_over, ends)):
             return True
         if not all(map(_is_at_rest, ends)):
             return False
-        self._relays.add(_Relay(handler, client, server, passed, self._done))
+        self._relays.add(_Relay(ends, client, server, passed, self._done))
         return True
 
     def _done(self, relay: _Relay) -> None:
@@ -156,18 +153,18 @@ class _Relay:
 
     def __init__(
         self,
-        handler: Any,
+        ends: list[Any],
         client: Client,
         server: Server,
         passed: Passed,
         done: Callable[[_Relay], None],
     ) -> None:
-        self._handler = handler
+        self._ends = ends
+        self._client = client
         self._server = server
         self._passed = passed
         self._peername = client.peername
         self._done = done
-        self._ends = [handler.transports[client], handler.transports[server]]
         self._protocols = [end.writer.transport.get_protocol() for end in self._ends]
         self._sides = [_Counted.over(end.writer.transport) for end in self._ends]
         for end, side in zip(self._ends, self._sides, strict=True):
@@ -189,7 +186,7 @@ class _Relay:
         """Tell mitmproxy's idle timer of bytes that it does not see."""
         if self._moved != self._seen:
             self._seen = self._moved
-            self._handler.timeout_watchdog.register_activity()
+            transports.note_activity(self._client)
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(ACTIVITY_INTERVAL, self._watch)
 

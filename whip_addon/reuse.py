@@ -23,21 +23,26 @@ import logging
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
-from mitmproxy import ctx
+from mitmproxy import version
 from mitmproxy.connection import Client, Connection, Server
 from mitmproxy.http import HTTPFlow
 from mitmproxy.proxy.layers.http import GetHttpConnection
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
+from whip_addon import transports
 from whip_addon.callers import Callers
 from whip_addon.pins import Pins
+from whip_addon.seam import SeamNotFound
+from whip_addon.wrapping import Held, Methods, Wrapping
 from whip_core.agents import AgentView, Destination
 from whip_core.caller import Caller
 from whip_core.errors import DialError
 
 logger = logging.getLogger(__name__)
+
+Matches = Callable[[GetHttpConnection, Connection], bool]
 
 MAX_CONNECTIONS = 5
 """mitmproxy's own bound, for one address and one client (`ConnectionHandler.max_conns`)."""
@@ -78,12 +83,13 @@ class _Opened:
         return not any(flow.live for flow in self.flows)
 
 
-class Reuse:
+class Reuse(Held):
     """The hooks, and what is known of the connections that were dialled."""
 
     name = "whip.reuse"
 
     def __init__(self, broker: Callable[[], Directs | None], callers: Callers, pins: Pins) -> None:
+        super().__init__(_wrapping)
         self._broker = broker
         self._callers = callers
         self._pins = pins
@@ -94,10 +100,12 @@ class Reuse:
         self._waiting: weakref.WeakKeyDictionary[Server, str] = weakref.WeakKeyDictionary()
 
     def install(self) -> None:
-        _matching.add(self)
+        super().install()
+        _loaded.add(self)
 
     def uninstall(self) -> None:
-        _matching.discard(self)
+        _loaded.discard(self)
+        super().uninstall()
 
     def opened(
         self, client: Client, server: Server, dialled: Dialled, asked: str, caller: Caller
@@ -200,50 +208,40 @@ class Reuse:
 
 
 def _close(client: Client, server: Server) -> None:
-    handler: Any = ctx.master.addons.get("proxyserver").connections.get(client.id)
-    connection = handler.transports.get(server) if handler is not None else None
-    if connection is not None and connection.writer is not None:
-        connection.writer.close()
+    writer = transports.writer_of(client, server)
+    if writer is not None:
+        writer.close()
 
 
-class _Matching:
-    """mitmproxy's method, wrapped as long as any addon is loaded.
+# mitmproxy's question, answered by every addon that is loaded
 
-    A script that is loaded anew comes before the old one has gone.
-    """
-
-    def __init__(self) -> None:
-        self._reuses: list[Reuse] = []
-        self._original: Any = None
-
-    def add(self, reuse: Reuse) -> None:
-        self._reuses.append(reuse)
-        if self._original is None:
-            original = self._original = GetHttpConnection.connection_spec_matches
-
-            def matches(wanted: GetHttpConnection, connection: Connection) -> bool:
-                return bool(original(wanted, connection)) and self._may_serve(connection)
-
-            vars_of: Any = GetHttpConnection
-            vars_of.connection_spec_matches = matches
-
-    def discard(self, reuse: Reuse) -> None:
-        if reuse in self._reuses:
-            self._reuses.remove(reuse)
-        if not self._reuses and self._original is not None:
-            vars_of: Any = GetHttpConnection
-            vars_of.connection_spec_matches = self._original
-            self._original = None
-
-    def _may_serve(self, connection: Connection) -> bool:
-        if not isinstance(connection, Server):
-            return True
-        try:
-            return all(reuse.may_serve(connection) for reuse in self._reuses)
-        except DialError as error:
-            # The dial that comes instead fails in the same way, and tells the client.
-            logger.debug("no open connection is used: %s", error)
-            return False
+_loaded: set[Reuse] = set()
 
 
-_matching = _Matching()
+def _asking(connection_spec_matches: Matches) -> Matches:
+    def matches(wanted: GetHttpConnection, connection: Connection) -> bool:
+        return connection_spec_matches(wanted, connection) and _may_serve(connection)
+
+    return matches
+
+
+def _may_serve(connection: Connection) -> bool:
+    if not isinstance(connection, Server):
+        return True
+    try:
+        return all(reuse.may_serve(connection) for reuse in _loaded)
+    except DialError as error:
+        # The dial that comes instead fails in the same way, and tells the client.
+        logger.debug("no open connection is used: %s", error)
+        return False
+
+
+def _methods() -> Methods:
+    # Not passed over, as `Wrapping` would: without it, one user's request could be sent on
+    # another's connection.
+    if not hasattr(GetHttpConnection, "connection_spec_matches"):
+        raise SeamNotFound(f"mitmproxy {version.VERSION} chooses connections in an unknown way")
+    return ((GetHttpConnection, "connection_spec_matches", _asking),)
+
+
+_wrapping = Wrapping(_methods)

@@ -18,6 +18,7 @@ from mitmproxy.tools.dump import DumpMaster
 
 from whip_addon.lifecycle import WhipAddon
 from whip_core import Broker
+from whip_core.tasks import TaskSet
 
 
 class Recorder:
@@ -77,8 +78,9 @@ async def recording(
             "whip_metrics_listen": "",
         }
         master.options.update_defer(**defaults | options)
-        running = asyncio.get_running_loop().create_task(master.run())
-        up = asyncio.get_running_loop().create_task(recorder.is_running.wait())
+        tasks = TaskSet()
+        running = tasks.spawn(master.run(), "mitmproxy")
+        up = tasks.spawn(recorder.is_running.wait(), "mitmproxy is up")
         try:
             await asyncio.wait([up, running], return_when=asyncio.FIRST_COMPLETED)
             if running.done():

@@ -23,14 +23,13 @@ class Wrapping:
         self._originals: list[tuple[Any, str, Any]] = []
 
     def hold(self) -> None:
+        if self._holders == 0:
+            for owner, name, wrapper in self._methods():
+                original = getattr(owner, name, None)
+                if callable(original):
+                    self._originals.append((owner, name, original))
+                    setattr(owner, name, wrapper(original))
         self._holders += 1
-        if self._holders > 1:
-            return
-        for owner, name, wrapper in self._methods():
-            original = getattr(owner, name, None)
-            if callable(original):
-                self._originals.append((owner, name, original))
-                setattr(owner, name, wrapper(original))
 
     def release(self) -> None:
         self._holders -= 1
@@ -48,8 +47,8 @@ class Held:
 
     def install(self) -> None:
         if not self._holds:
-            self._holds = True
             self._wrapping.hold()
+            self._holds = True
 
     def uninstall(self) -> None:
         if self._holds:

@@ -8,7 +8,6 @@ import logging
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 from whip_core import settings
 from whip_core.activity import Activity
@@ -187,12 +186,7 @@ class Broker(Dials):
         )
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         self._dialer.closed = True
         self._dialer.agents_changed()
         # First of all: agents open a new connection for each parked one that is closed.

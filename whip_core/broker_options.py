@@ -96,7 +96,7 @@ BROKER_OPTIONS: tuple[Option, ...] = (
             "Seconds a peer has for its TLS handshake, and an agent to register.", "SECONDS"),
     setting("--preamble-timeout", str, f"{PREAMBLE_TIMEOUT:g}",
             "Seconds a reverse connection has to say whose it is.", "SECONDS"),
-    *(setting(f"--max-{name.replace('_', '-')}", int, getattr(limits.Limits(), name), help_)
+    *(setting(f"--max-{name.replace('_', '-')}", int, getattr(limits.DEFAULT, name), help_)
       for name, help_ in (
         ("unauthenticated", "Connections to each port that have not said who they are."),
         ("agents", "Registered agents."),
@@ -107,7 +107,7 @@ BROKER_OPTIONS: tuple[Option, ...] = (
         ("preamble_size", "Octets of a reverse connection's preamble."),
         ("message_size", "Octets of a control message."),
     )),
-    setting("--max-dial-rate", str, f"{limits.DIAL_RATE:g}",
+    setting("--max-dial-rate", str, f"{limits.DEFAULT.dial_rate:g}",
             "Dials a second for one caller; 0: no limit.", "RATE"),
     setting("--drain-timeout", str, f"{DRAIN_TIMEOUT:g}",
             "Seconds that streams have to finish after SIGTERM; a second one goes at once.",

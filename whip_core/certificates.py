@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from whip_core.agents import PeerCertificate
+from whip_core.day import day
 from whip_core.errors import SettingsError
 from whip_core.host_patterns import address_or_none, covers, pattern_or_none
 from whip_core.pem_files import read_pem_file
@@ -130,7 +131,7 @@ def check_files(files: TLSFiles, role: Role | None = None) -> list[str]:
     last = max(authority.not_valid_after_utc for authority in authorities)
     if last < now:
         raise SettingsError(
-            f"{ca_source} holds only expired certificates (until {last:%Y-%m-%d %H:%M} UTC), "
+            f"{ca_source} holds only expired certificates (until {day(last)}), "
             "so no peer can be trusted: make or fetch a new CA certificate"
         )
     if not _leads_to(chain, authorities):
@@ -255,13 +256,11 @@ def _check_valid_at(now: datetime, certificate: x509.Certificate, source: str) -
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if end < now:
         raise SettingsError(
-            f"{source} expired on {end:%Y-%m-%d %H:%M} UTC: issue a new one "
-            "(`whip pki createandsign --help`)"
+            f"{source} expired on {day(end)}: issue a new one (`whip pki createandsign --help`)"
         )
     if now < begin:
         raise SettingsError(
-            f"{source} is not valid before {begin:%Y-%m-%d %H:%M} UTC: set this machine's "
-            "clock, or wait"
+            f"{source} is not valid before {day(begin)}: set this machine's clock, or wait"
         )
 
 

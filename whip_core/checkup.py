@@ -27,6 +27,7 @@ from whip_core.certificates import (
     proves_host,
 )
 from whip_core.credentials import WARN_BEFORE
+from whip_core.day import day
 from whip_core.errors import SettingsError
 from whip_core.pem_files import read_pem_file
 from whip_core.revocation import Revocations
@@ -122,7 +123,7 @@ def check_certificates(checkup: Checkup, files: TLSFiles, role: Role) -> bool:
     _check_mode(checkup, files.key)
     names = ", ".join(certificate_names_pem(pem)) or "no name at all"
     expires = expires_at(pem)
-    text = f"{files.cert} is for {names}, valid until {expires:%Y-%m-%d %H:%M} UTC"
+    text = f"{files.cert} is for {names}, valid until {day(expires)}"
     if expires - datetime.now(UTC) < WARN_BEFORE:
         checkup.warning("certificate", text, "renew it")
     else:
@@ -134,7 +135,7 @@ def _check_revocations(checkup: Checkup, files: TLSFiles, path: Path) -> None:
     source = f"--tls-crl-path {path}"
     authorities = certificates_in(read_pem_file(files.ca, f"--tls-ca-cert-path {files.ca}"), "")
     found = Revocations(read_pem_file(path, source), authorities, source)
-    until = f"{path} is good until {found.valid_until:%Y-%m-%d %H:%M} UTC"
+    until = f"{path} is good until {day(found.valid_until)}"
     if found.valid_until < datetime.now(UTC):
         checkup.problem("revocation list", until, "no peer is believed until it is renewed")
     else:

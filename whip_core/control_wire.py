@@ -16,7 +16,7 @@ from whip_core.wire import whip_pb2 as pb
 
 METHOD_PATH = "/v1.Whip/Register"
 SERVICE, METHOD = "v1.Whip", "Register"
-MAX_MESSAGE_SIZE = limits.MESSAGE_SIZE
+MAX_MESSAGE_SIZE = limits.DEFAULT.message_size
 """Octets of one control message, unless a broker is set otherwise."""
 
 MAX_TEXT_LENGTH = 1024

@@ -20,6 +20,7 @@ import grpc
 
 from whip_core import tls
 from whip_core.agents import PeerCertificate
+from whip_core.day import day
 from whip_core.errors import SettingsError
 from whip_core.pem_files import read_pem_file, signature
 from whip_core.settings import Role, TLSFiles
@@ -135,7 +136,7 @@ class Credentials:
         if self._signature() != signature:
             return  # they changed while they were read: once more at the next look
         self._seen, self._refused = signature, None
-        logger.info("TLS files loaded again, valid until %s", _day(self._expires))
+        logger.info("TLS files loaded again, valid until %s", day(self._expires))
 
     def _load(self) -> list[str]:
         files = self._files
@@ -185,13 +186,9 @@ class Credentials:
         self._warned_at = now
         state = "expired on" if left < timedelta(0) else "expires on"
         logger.warning(
-            "our certificate %s %s %s: renew it", self._files.cert, state, _day(self._expires)
+            "our certificate %s %s %s: renew it", self._files.cert, state, day(self._expires)
         )
 
     def _signature(self) -> tuple[object, ...]:
         files = self._files
         return signature(files.key, files.cert, files.ca, files.crl)
-
-
-def _day(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%d %H:%M} UTC"

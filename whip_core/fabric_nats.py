@@ -33,7 +33,7 @@ PING_INTERVAL = 10
 """Seconds: a NATS whose path is dead is noticed within three of them."""
 QUEUE = "one"
 MAX_ANSWERING = 1024
-"""Questions answered at once; those beyond are dropped, and asked again elsewhere."""
+"""Questions answered at once; those beyond are dropped: whoever asked gets no answer."""
 
 
 class NatsFabric:

@@ -80,6 +80,15 @@ def whip_mitmproxy_addons() -> Sequence[object] | None:
     """
 
 
+@hookspec(firstresult=True)
+def whip_fabric(settings: FabricSettings) -> Fabric | None:
+    """What joins this broker to others; None leaves it to the next plugin.
+
+    Asked once, when a broker with `settings.fabric` starts. Synchronous: connecting is
+    `Fabric.open`'s. Raises `SettingsError` for settings it cannot use.
+    """
+
+
 # Decisions of a broker. An exception denies the dial, or the registration, that it is about.
 
 
@@ -96,15 +105,6 @@ def whip_pick(target: Target, candidates: Sequence[AgentView], caller: Caller) -
     """One of `candidates` (two or more) to try next; None leaves it to the next plugin.
 
     Asked again, without the ones that failed, when a candidate cannot be opened.
-    """
-
-
-@hookspec(firstresult=True)
-def whip_fabric(settings: FabricSettings) -> Fabric | None:
-    """What joins this broker to others; None leaves it to the next plugin.
-
-    Asked once, when a broker with `settings.fabric` starts. Synchronous: connecting is
-    `Fabric.open`'s. Raises `SettingsError` for settings it cannot use.
     """
 
 

@@ -1,4 +1,4 @@
-"""Prometheus metrics of broker, proxy and agent: plugins like any other, on their events.
+"""Prometheus metrics: a broker's are a plugin on its events, an agent's are counted by the agent.
 
 The one module that knows prometheus_client. Names and labels are DESIGN §8's; labels come
 from registered agents and fixed sets, never from what a caller sends.

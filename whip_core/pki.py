@@ -23,6 +23,7 @@ from whip_core.certificates import (
     private_key_in,
     same_key,
 )
+from whip_core.day import day
 from whip_core.errors import SettingsError
 from whip_core.host_patterns import IPAddress, dns_pattern, literal_address
 from whip_core.names import normalize
@@ -256,9 +257,7 @@ class Authority:
             raise SettingsError("a certificate needs at least one name or address")
         now = now or datetime.now(UTC)
         if self.not_after <= now:
-            raise SettingsError(
-                f"the CA expired on {self.not_after:%Y-%m-%d %H:%M} UTC: make a new one"
-            )
+            raise SettingsError(f"the CA expired on {day(self.not_after)}: make a new one")
         begin = max(now - CLOCK_SKEW, self.certificate.not_valid_before_utc)
         end = min(now + valid_for, self.not_after)
         key = ec.generate_private_key(ec.SECP256R1())

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from whip_core import limits
 from whip_core.errors import RemoteProtocolError
 
-MAX_PREAMBLE_SIZE = limits.PREAMBLE_SIZE
+MAX_PREAMBLE_SIZE = limits.DEFAULT.preamble_size
 """Octets, unless a broker is set otherwise; ours needs about 200, the old one about 60."""
 FRAME_TYPE = 0x01
 HEADER_SIZE = 4

@@ -13,7 +13,6 @@ import logging
 import socket
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
-from types import TracebackType
 
 import h11
 
@@ -68,12 +67,7 @@ class WebServer:
     async def __aenter__(self) -> WebServer:
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         for acceptor in self._acceptors:
             acceptor.close()
             await acceptor.wait_closed()

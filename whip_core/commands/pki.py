@@ -10,12 +10,13 @@ import socket
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import click
 
+from whip_core.day import day
 from whip_core.errors import SettingsError
 from whip_core.host_patterns import IPAddress, dns_pattern, literal_address
 from whip_core.options import Command, Failure, option
@@ -146,7 +147,7 @@ def genselfsignedca(
             ca_cert_path,
             authority.cert_pem,
             0o644,
-            f"certificate of the CA, until {_day(authority.not_after)}: "
+            f"certificate of the CA, until {day(authority.not_after)}: "
             "--tls-ca-cert-path of every broker and agent",
         ),
         force=force,
@@ -282,7 +283,7 @@ def _load_authority(cert_path: Path, key_path: Path) -> Authority:
 
 
 def _write_issued(issued: Issued, whose: str, cert_path: Path, key_path: Path, force: bool) -> None:
-    until = _day(issued.not_after)
+    until = day(issued.not_after)
     _write(
         _Output(key_path, issued.key_pem, 0o600, f"private key of {whose}: --tls-key-path"),
         _Output(
@@ -296,10 +297,6 @@ def _write_issued(issued: Issued, whose: str, cert_path: Path, key_path: Path, f
     )
     if issued.shortened:
         click.echo(f"note: it ends on {until} with its CA, before the time asked for", err=True)
-
-
-def _day(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%d %H:%M} UTC"
 
 
 @dataclass(frozen=True, slots=True)

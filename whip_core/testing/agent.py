@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from types import TracebackType
 from typing import Any, TypeVar
 
 import grpc
@@ -103,12 +102,7 @@ class ScriptedAgent:
         self._tasks.spawn(self._pump(), "scripted agent")
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         await self.vanish()
         for writer in self._writers:
             writer.close()

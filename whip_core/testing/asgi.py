@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from whip_core.tasks import TaskSet
+
 Application = Callable[..., Awaitable[Any]]
 
 
@@ -26,7 +28,7 @@ async def serving(application: Application) -> AsyncIterator[int]:
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = Server(uvicorn.Config(application, log_level="warning", ws="none"))
-        running = asyncio.get_running_loop().create_task(server.serve(sockets=[listener]))
+        running = TaskSet().spawn(server.serve(sockets=[listener]), "the ASGI application")
         try:
             while not server.started:
                 if running.done():

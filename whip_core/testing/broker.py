@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from types import TracebackType
 from typing import Any
 
 import grpc
@@ -69,12 +68,7 @@ class ScriptedBroker:
         self.reverse_port = self._listener.sockets[0].getsockname()[1]
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         for stream in self._streams:
             stream.end()
         await self._server.stop(grace=1)
