@@ -458,7 +458,7 @@ def test_a_name_is_offered_only_with_a_certificate_that_covers_it() -> None:
             )
             session._view = None
             holder._registry.named = lambda name: [session]
-            holder._neighbours._mail.fabric.hold("agent.bank.testdom", shared=False)
+            holder._registrar.neighbours._mail.fabric.hold("agent.bank.testdom", shared=False)
             assert type(await refusal(other, "bank.testdom")) is UnknownName
             metrics, name = other.metrics.registry, "whip_server_fabric_dropped_messages_total"
             assert metrics.get_sample_value(name, {"reason": "malformed"}) == 1
@@ -479,7 +479,7 @@ def test_of_many_agents_at_a_holder_each_is_offered_at_some_time() -> None:
                 await agent.expect(control.Registered)
             offered: set[str] = set()
             while len(offered) < MAX_OFFERS + 4:
-                found = await other._neighbours.find(Target("testdom", 80), Caller(), ())
+                found = await other._registrar.neighbours.find(Target("testdom", 80), Caller(), ())
                 assert len(found) == MAX_OFFERS
                 offered |= {view.name.hostname for view in found.views}
 
