@@ -27,6 +27,7 @@ from tunnel import (
     saying,
     scripted,
     service,
+    until,
 )
 from whip_core import Broker, Caller, HttpRequest, audit, control
 from whip_core.agents import Refusal
@@ -220,8 +221,7 @@ def test_sighup_begins_a_new_file(tmp_path: Path, command: str) -> None:
             writer.close()
 
     async def until_written(to: Path) -> None:
-        while not to.exists() or not to.read_text():
-            await asyncio.sleep(0.01)
+        await until(lambda: to.exists() and to.read_text())
 
     async def main() -> None:
         async with started(
@@ -237,8 +237,7 @@ def test_sighup_begins_a_new_file(tmp_path: Path, command: str) -> None:
             await until_written(path)
             path.rename(moved)
             process.signal(signal.SIGHUP)
-            while not path.exists():
-                await asyncio.sleep(0.01)
+            await until(path.exists)
             await dial()
             await until_written(path)
 
