@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -96,10 +95,9 @@ async def joined(kind: Kind, count: int, *plugins: Any, **changes: Any) -> Async
         yield brokers
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
-    """As `until`, leaving the processor to other processes."""
-    while not condition():
-        await asyncio.sleep(0.02)
+async def eventually(condition: Callable[[], object]) -> None:
+    """`until`, for what other brokers come to know."""
+    await until(condition)
 
 
 __all__ = ["KINDS", "Kind", "Local", "Nats", "eventually", "joined", "until"]

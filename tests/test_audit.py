@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from tunnel import (
     saying,
     scripted,
     service,
+    until,
 )
 from whip_core import Broker, Caller, HttpRequest, audit, control
 from whip_core.agents import Refusal
@@ -166,14 +166,12 @@ def test_lines_that_could_not_be_written_are_said_to_be_missing(tmp_path: Path) 
 def test_a_disk_that_hangs_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "END_TIMEOUT", 0.05)
     monkeypatch.setattr(audit, "MAX_UNWRITTEN", 10)
-    began = time.monotonic()
     released = threading.Event()
     log = AuditLog(tmp_path / "audit.log", write=lambda *_: released.wait() and 0)
     log.start()
     for number in range(50):
         log.whip_refused(refusal(number))
-    log.close()
-    assert time.monotonic() - began < 2
+    log.close()  # comes to an end, although the disk never does
     assert log._lost > 30
     released.set()
 
@@ -220,8 +218,7 @@ def test_sighup_begins_a_new_file(tmp_path: Path, command: str) -> None:
             writer.close()
 
     async def until_written(to: Path) -> None:
-        while not to.exists() or not to.read_text():
-            await asyncio.sleep(0.01)
+        await until(lambda: to.exists() and to.read_text())
 
     async def main() -> None:
         async with started(
@@ -237,8 +234,7 @@ def test_sighup_begins_a_new_file(tmp_path: Path, command: str) -> None:
             await until_written(path)
             path.rename(moved)
             process.signal(signal.SIGHUP)
-            while not path.exists():
-                await asyncio.sleep(0.01)
+            await until(path.exists)
             await dial()
             await until_written(path)
 

@@ -21,6 +21,7 @@ from tunnel import (
     running,
     scripted,
     service,
+    until,
 )
 from whip_core import Broker, control
 from whip_core.testing.agent import ControlStreamEnded
@@ -188,8 +189,7 @@ class Load:
     async def more(self, count: int) -> None:
         """Wait until `count` more requests have been answered."""
         aim = self.answered + count
-        while self.answered < aim and not self.lost:
-            await asyncio.sleep(0.01)
+        await until(lambda: self.answered >= aim or self.lost)
 
 
 @pytest.mark.timeout(180)

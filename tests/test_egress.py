@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -23,6 +23,7 @@ from tunnel import (
     run,
     running,
     service,
+    until,
 )
 from whip_core import Broker
 from whip_core.errors import SettingsError
@@ -126,14 +127,11 @@ async def microsocks(_: Path, login: bool) -> AsyncIterator[tuple[str, Process]]
 
 
 async def until_listening(port: int) -> None:
-    while True:
-        try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-        except ConnectionRefusedError:
-            await asyncio.sleep(0.01)
-        else:
-            writer.close()
-            return
+    def listens() -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", port)) == 0
+
+    await until(listens)
 
 
 Proxies = Callable[[Path, bool], AbstractAsyncContextManager[tuple[str, Process]]]
@@ -172,8 +170,7 @@ def test_control_and_reverse_connections_go_through_the_proxy(
                 [view] = broker.agents
                 # Without the proxy nothing is left: everything went through it.
                 await process.end()
-                while broker.agents:
-                    await asyncio.sleep(0.01)
+                await until(lambda: not broker.agents)
                 assert view.address[0] == "127.0.0.1"
 
     run(main())

@@ -15,7 +15,7 @@ import pytest
 from processes import Process, output_of, peak_memory, started
 from programs import needs_program, path_of
 from servers import nginx, sshd
-from tunnel import Watch, broker_settings, client_files, run
+from tunnel import Watch, broker_settings, client_files, run, until
 from whip_core import Broker
 
 MEGABYTE = 1 << 20
@@ -147,7 +147,6 @@ def test_a_client_that_is_ended_or_killed_is_gone_at_once(tmp_path: Path, number
         async with nginx(tmp_path) as (port, _), tunnel_to(port) as (broker, client):
             client.signal(number)
             await client.ended()
-            while broker.agents:
-                await asyncio.sleep(0)
+            await until(lambda: not broker.agents)
 
     run(main(), patience=100)

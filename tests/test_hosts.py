@@ -15,7 +15,7 @@ from dns_server import DNSServer, Mood
 from namespaces import Host, Network, needs_namespaces, network
 from processes import Process, started
 from programs import needs_program
-from tunnel import authority, client_files, echo, exchange, run, server_files
+from tunnel import authority, client_files, echo, exchange, run, server_files, until
 from whip_core import connect
 from whip_core.remote import RemoteBroker
 from whip_core.settings import TLSFiles
@@ -99,19 +99,12 @@ class World:
 
     async def asked_again(self, question: str) -> None:
         before = self.dns.questions.count(question)
-        await until_true(lambda: self.dns.questions.count(question) >= before + 2)
+        await until(lambda: self.dns.questions.count(question) >= before + 2)
 
 
 async def echo_and_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await echo(reader, writer)
     writer.close()
-
-
-async def until_true(condition: object) -> None:
-    """As `until`, for what other processes do: it leaves the processor to them."""
-    assert callable(condition)
-    while not condition():
-        await asyncio.sleep(0.02)
 
 
 @asynccontextmanager
@@ -135,7 +128,7 @@ def test_every_agent_is_at_every_broker_once_and_follows_the_records(tmp_path: P
             first = await here.agent("instance1", "brokers.test:50051", "other.test:50051")
             second = await here.agent("instance2", "srv:_whip._tcp.brokers.test")
             for broker in (one, two):
-                await until_true(lambda broker=broker: broker.has("instance1", "instance2"))
+                await until(lambda broker=broker: broker.has("instance1", "instance2"))
                 assert await broker.reaches("instance1")
                 assert await broker.reaches("instance2")
             for agent in (first, second):  # each broker has two addresses, one two names
@@ -143,18 +136,18 @@ def test_every_agent_is_at_every_broker_once_and_follows_the_records(tmp_path: P
 
             here.tell(one, two, three)
             async with asyncio.timeout(JOINED_WITHIN):
-                await until_true(lambda: three.has("instance1", "instance2"))
+                await until(lambda: three.has("instance1", "instance2"))
             assert await three.reaches("instance1")
 
             reader, writer = await two.remote.open_connection("instance1.testdom", 80)
             here.tell(one, three)
             await first.says("its name has another address now")
-            await until_true(lambda: two.has("instance1"))  # only the one with a stream stays
+            await until(lambda: two.has("instance1"))  # only the one with a stream stays
             writer.write(b"still here")
             assert await reader.readexactly(10) == b"still here"
             writer.close()
             await writer.wait_closed()
-            await until_true(lambda: two.has())
+            await until(lambda: two.has())
             for broker in (one, three):
                 assert broker.has("instance1", "instance2")
                 assert len(broker.remote.agents) == 2
@@ -169,7 +162,7 @@ def test_a_resolver_that_fails_changes_nothing(mood: Mood, tmp_path: Path) -> No
             broker = await here.broker()
             here.tell(broker)
             await here.agent("instance1", "brokers.test:50051")
-            await until_true(lambda: broker.has("instance1"))
+            await until(lambda: broker.has("instance1"))
             for kind in ("A", "AAAA"):
                 here.dns.fail(NAME, kind, mood)
             await here.asked_again("brokers.test A")
@@ -179,7 +172,7 @@ def test_a_resolver_that_fails_changes_nothing(mood: Mood, tmp_path: Path) -> No
             second = await here.broker()
             here.tell(broker, second)
             async with asyncio.timeout(JOINED_WITHIN + 5):  # the resolver's time-out, once more
-                await until_true(lambda: second.has("instance1"))
+                await until(lambda: second.has("instance1"))
 
     run(main(), patience=25)
 

@@ -254,7 +254,7 @@ WHILE_SHORT = 0.5
 SHORTAGE = """
 import asyncio, resource, socket, sys, time
 sys.path.insert(0, {tests!r})
-from tunnel import broker_settings, client_files, scripted
+from tunnel import Log, broker_settings, client_files, scripted
 from whip_core import Broker, control
 from whip_core.monitor import serving
 from whip_core.routes import Response
@@ -283,8 +283,11 @@ async def main():
                 waiting[-1][1].setblocking(False)
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-        for port, sock in waiting:
-            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+        with Log() as log:
+            for port, sock in waiting:
+                await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+            # Reverse port, forward and monitor; gRPC's own listener says nothing.
+            await log.until("no connection can be accepted", 3)
         # It is short for a while, which must not keep a core busy.
         began = time.process_time()
         await asyncio.sleep({while_short})

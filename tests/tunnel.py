@@ -27,6 +27,8 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 PACKAGES = ("whip_core", "client_agent", "whip_addon")
 PATIENCE = 60.0
 """Seconds after which a test has failed that waits for something: far more than any needs."""
+TURNS_AT_ONCE = 50
+"""Of the event loop, before `until` leaves pauses: enough for what needs no other process."""
 LAST_MOMENT = 5.0
 """Seconds for tasks that are ending anyway."""
 
@@ -69,10 +71,16 @@ def run(
         assert logs_errors or not errors.messages, "\n".join(errors.messages)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what has no event of its own."""
+async def until(condition: Callable[[], object], pause: float = 0.005) -> None:
+    """Wait for what has no event of its own, here or in another process.
+
+    What this event loop is about to do is seen at once. Whatever takes longer may need the
+    processor that asking would keep busy, so from then on there are `pause` seconds between.
+    """
+    turns = 0
     while not condition():
-        await asyncio.sleep(0)
+        turns += 1
+        await asyncio.sleep(0 if turns <= TURNS_AT_ONCE else pause)
 
 
 class Log(logging.Handler):
