@@ -189,6 +189,10 @@ class RemoteBroker(Dials):
     async def _dial(
         self, host: str, port: int, caller: Caller, wait: float, timeout: float | None
     ) -> Stream:
+        try:
+            target = Target.parse(host, port)
+        except ValueError as error:
+            raise UnknownName(str(error)) from error
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait
         limit = self.settings.dial_timeout if timeout is None else timeout
@@ -200,7 +204,6 @@ class RemoteBroker(Dials):
             try:
                 ask = Ask(host, port, caller, left, limit)
                 stream, served = await self._client.open(ask, limit)
-                target = Target.parse(host, port)
                 stream.describe(whip=RemoteDial(target, caller, served, began, self._leaves))
                 return stream
             except BrokerClosed:
