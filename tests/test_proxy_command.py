@@ -247,6 +247,7 @@ def _tls(files: TLSFiles, **changes: Path) -> tuple[str, ...]:
         ((*PLAIN, "--plugin=nowhere.py"), "cannot load plugin nowhere.py"),
         ((*PLAIN, "--no-plugin=nothing"), "no plugin nothing to leave out"),
         ((*PLAIN, "--plugin-set=my.depth=2"), "my.depth: there is no plugin my"),
+        ((*PLAIN, "--fabric=foo"), "--fabric 'foo': no plugin makes such a fabric"),
         ((*PLAIN, "--target=ftp://testdom"), "is not NAME[:PORT]"),
         ((*PLAIN, "--target=testdom/path"), "is not NAME[:PORT]"),
         ((*PLAIN, "--target=test dom"), "is not a host name"),

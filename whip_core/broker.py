@@ -110,6 +110,8 @@ class Broker(Dials):
             ],
             plugin_settings,
         )
+        if settings.fabric is not None:
+            self.plugins.check_fabric(settings.fabric)
         self._domains = tuple(normalize(domain) for domain in settings.domains)
         admission = Admission(settings.limits)
         self._registrar = Registrar(
@@ -140,6 +142,8 @@ class Broker(Dials):
             self._credentials = Credentials(files, Role.BROKER, self.metrics.certificate_expires)
             self._registrar.credentials = self._credentials
         credentials = self._credentials
+        fabric = self.settings.fabric
+        neighbours = self._make_neighbours(fabric) if fabric is not None else None
         async with contextlib.AsyncExitStack() as stack:
             if self._audit_log is not None:
                 self._audit_log.start()
@@ -166,10 +170,8 @@ class Broker(Dials):
                     limits=self.settings.limits,
                 )
             )
-            if self.settings.fabric is not None:
-                neighbours = await stack.enter_async_context(
-                    self._make_neighbours(self.settings.fabric)
-                )
+            if neighbours is not None:
+                await stack.enter_async_context(neighbours)
                 self._dialer.elsewhere = self._registrar.neighbours = neighbours
             if self.settings.dial_listen:
                 self._dial_socket = await stack.enter_async_context(self._make_dial_socket())
