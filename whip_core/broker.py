@@ -35,7 +35,7 @@ from whip_core.errors import (
 )
 from whip_core.fabrics import ShippedFabrics
 from whip_core.metrics import BrokerMetrics
-from whip_core.names import Target, is_within, normalize
+from whip_core.names import Target, host_port, is_within, normalize
 from whip_core.neighbours import Neighbours
 from whip_core.outliers import OutlierEjection
 from whip_core.picker_choice import make_picker
@@ -180,10 +180,10 @@ class Broker(Dials):
             self._tasks.spawn(credentials.watch(self._end_unbelieved), "watch TLS files")
         self._dialer.closed = False
         logger.info(
-            "broker %s: agents register at port %d and connect back to %s:%d%s",
+            "broker %s: agents register at port %d and connect back to %s%s",
             self.broker_id,
             self.control_port,
-            *self._reverse_address,
+            host_port(*self._reverse_address),
             "" if files else ", without TLS",
         )
         return self
