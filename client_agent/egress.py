@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
 from whip_core.errors import SettingsError
+from whip_core.names import host_port
 from whip_core.settings import is_loopback
 
 DEFAULT_PORTS = {"http": 3128, "socks5": 1080, "socks5h": 1080}
@@ -59,8 +60,7 @@ class EgressProxy:
         )
 
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}"
+        return f"{self.scheme}://{host_port(self.host, self.port)}"
 
     def carries(self, host: str) -> bool:
         """Whether connections to `host` go through the proxy."""

@@ -6,7 +6,7 @@ import ipaddress
 from dataclasses import dataclass
 
 from whip_core.errors import SettingsError
-from whip_core.names import check_port, normalize
+from whip_core.names import check_port, host_port, normalize
 
 DEFAULT_PORT = 50051
 """gRPC's customary port, and the default of a broker's --whip-grpc-listen-port."""
@@ -20,7 +20,7 @@ class Address:
     port: int
 
     def __str__(self) -> str:
-        return f"{_bracketed(self.ip)}:{self.port}"
+        return host_port(self.ip, self.port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Endpoint:
         return self.host.partition("%")[0]
 
     def __str__(self) -> str:
-        return f"srv:{self.host}" if self.srv else f"{_bracketed(self.host)}:{self.port}"
+        return f"srv:{self.host}" if self.srv else host_port(self.host, self.port)
 
 
 def _without_dns_scheme(text: str, rest: str) -> str:
@@ -144,10 +144,6 @@ def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return ipaddress.ip_address(host)
     except ValueError:
         return None
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def _wrong(text: str, why: str) -> SettingsError:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from whip_core.errors import SettingsError
-from whip_core.names import check_port
+from whip_core.names import check_port, host_port
 
 DEFAULT_HOST = "127.0.0.1"
 """Where a service is when only its port is given: beside the agent."""
@@ -20,7 +20,7 @@ class TCPBackend:
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return host_port(self.host, self.port)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from client_agent.endpoints import Address, Endpoint
 from whip_core.host_patterns import covers
+from whip_core.names import host_port
 from whip_core.settings import is_loopback
 
 
@@ -40,7 +41,7 @@ class Reach:
     def refusal(self, host: str, port: int) -> str | None:
         """Why there will be no connection to `host:port`; None if there may be one."""
         if not host or not 1 <= port <= 65535:
-            return f"{host}:{port} is no place to connect to"
+            return f"{host_port(host, port)} is no place to connect to"
         if self.is_own(host):
             return None
         if _is_local(host) and not self._is_local:
@@ -51,7 +52,7 @@ class Reach:
         if self._told is None:
             self._told = host, port
         if (host, port) != self._told:
-            return f"{host}:{port} is not where this broker said that it listens"
+            return f"{host_port(host, port)} is not where this broker said that it listens"
         return None
 
     def neighbour_refusal(self, host: str, port: int) -> str | None:

@@ -13,6 +13,7 @@ from whip_core import preamble, tls_transport
 from whip_core.decoded_certificate import proves_host
 from whip_core.errors import AgentGone
 from whip_core.framed import FramedConnection
+from whip_core.names import host_port
 from whip_core.preamble import OldPreamble, Preamble
 from whip_core.raw import RawConnection
 from whip_core.settings import require_plaintext_allowed
@@ -61,20 +62,22 @@ class ReverseConnector:
                 transport = await self._connect(connection, host, port)
         except TimeoutError as error:
             raise AgentGone(
-                f"the agent got no answer from {host}:{port} within {CONNECT_TIMEOUT:g} s"
+                f"the agent got no answer from {host_port(host, port)} within {CONNECT_TIMEOUT:g} s"
             ) from error
         except (OSError, ValueError) as error:
-            raise AgentGone(f"the agent cannot connect back to {host}:{port}: {error}") from error
+            raise AgentGone(
+                f"the agent cannot connect back to {host_port(host, port)}: {error}"
+            ) from error
         if self._context is not None:
             try:
                 proven = self._is_proven(transport, host)
             except ValueError as error:
                 transport.abort()
-                raise AgentGone(f"the listener at {host}:{port}: {error}") from error
+                raise AgentGone(f"the listener at {host_port(host, port)}: {error}") from error
             if not proven:
                 transport.abort()
                 raise AgentGone(
-                    f"the listener at {host}:{port} proves neither that name nor "
+                    f"the listener at {host_port(host, port)} proves neither that name nor "
                     f"{self._endpoint_name}: its certificate is for others"
                 )
         transport.write(preamble.encode(introduction))

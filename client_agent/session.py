@@ -24,6 +24,7 @@ from whip_core.errors import AgentGone, ServiceRefused, WhipError
 from whip_core.framed import FramedConnection
 from whip_core.frames import FailureCode, OpenRequested, Role
 from whip_core.metrics import AgentMetrics
+from whip_core.names import host_port
 from whip_core.preamble import OldPreamble, Preamble
 from whip_core.raw import RawConnection
 from whip_core.relay import RelaySide, break_off, join
@@ -214,7 +215,9 @@ class BrokerSession:
             and not connection_id
             and (refusal := self._reach.refusal(host, port))
         ):
-            raise AgentGone(f"the broker has us connect back to {host}:{port}, but {refusal}")
+            raise AgentGone(
+                f"the broker has us connect back to {host_port(host, port)}, but {refusal}"
+            )
         introduction = dataclasses.replace(berth.introduction, connection_id=connection_id)
         try:
             await self._connector.open(connection, host, port, introduction)
@@ -350,9 +353,8 @@ class BrokerSession:
         logger.warning("dial %s: %s", request.connection_id[:8], error)
         told = str(error)
         if isinstance(error, AgentGone) and not self._reach.is_own(request.host):
-            told = (
-                f"the agent cannot connect back to {request.host}:{request.port}; its log says why"
-            )
+            where = host_port(request.host, request.port)
+            told = f"the agent cannot connect back to {where}; its log says why"
         self._client.send(control.ConnectFailed(request.connection_id, told))
 
     # Both

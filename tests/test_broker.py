@@ -187,3 +187,13 @@ def test_agents_are_told_when_the_broker_ends() -> None:
         await agent.__aexit__(None, None, None)
 
     run(main())
+
+
+def test_where_agents_connect_back_to_has_brackets(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        with caplog.at_level("INFO"):
+            async with Broker(broker_settings(external_host="::1", external_port=8100)):
+                pass
+
+    run(main())
+    assert "connect back to [::1]:8100, without TLS" in caplog.text

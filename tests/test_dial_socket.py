@@ -148,6 +148,10 @@ def test_each_error_is_the_one_of_an_embedded_broker(tmp_path: Path) -> None:
             for host, port, kind in (
                 ("nobody.nowhere", 80, UnknownName),
                 ("no name", 80, UnknownName),
+                ("instance1.testdom", 99999, UnknownName),
+                ("instance1.testdom", 65536, UnknownName),
+                ("instance1.testdom", 0, UnknownName),
+                ("instance1.testdom", -1, UnknownName),
                 ("instance1.testdom", 443, PortNotExposed),
                 ("instance1.testdom", 22, NotAuthorized),
                 ("instance1.testdom", 80, DialTimeout),

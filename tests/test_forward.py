@@ -149,6 +149,7 @@ def test_a_stale_socket_is_replaced_and_a_live_one_or_a_file_is_not(tmp_path: Pa
         (("15432:a.b:80", *PLAIN, "--plugin=nowhere.py"), "cannot load plugin nowhere.py"),
         (("15432:a.b:80", *PLAIN, "--plugin-set=a.b=c"), "a.b: there is no plugin a"),
         (("15432:a.b:80", *PLAIN, "--wait=soon"), "--wait"),
+        (("15432:a.b:80", *PLAIN, "--fabric=foo"), "no plugin makes such a fabric"),
     ],
 )
 def test_a_wrong_call_is_one_line_and_status_2(arguments: tuple[str, ...], told: str) -> None:

@@ -14,6 +14,7 @@ from whip_core.names import (
     check_labels,
     check_port,
     close_matches,
+    host_port,
     is_within,
     normalize,
 )
@@ -145,3 +146,9 @@ def test_close_matches_are_few_and_the_closest_is_first() -> None:
     assert close[0] == "instance3.testdom"
     assert len(close) == 3
     assert close_matches("zzz", known) == []
+
+
+def test_an_ipv6_address_has_brackets_before_a_port() -> None:
+    assert host_port("::1", 80) == host_port("[::1]", 80) == "[::1]:80"
+    assert host_port("127.0.0.1", 80) == "127.0.0.1:80"
+    assert host_port("a.testdom", 80) == "a.testdom:80"

@@ -65,6 +65,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Called]:
     found: list[Called] = []
     monkeypatch.setattr(commands, "_run", lambda *call: found.append(Called(*call)))
     monkeypatch.setattr(commands, "_check_free", lambda *_: None)
+    monkeypatch.setattr(commands, "_check_startable", lambda *_: None)
     return found
 
 
@@ -246,6 +247,7 @@ def _tls(files: TLSFiles, **changes: Path) -> tuple[str, ...]:
         ((*PLAIN, "--plugin=nowhere.py"), "cannot load plugin nowhere.py"),
         ((*PLAIN, "--no-plugin=nothing"), "no plugin nothing to leave out"),
         ((*PLAIN, "--plugin-set=my.depth=2"), "my.depth: there is no plugin my"),
+        ((*PLAIN, "--fabric=foo"), "--fabric 'foo': no plugin makes such a fabric"),
         ((*PLAIN, "--target=ftp://testdom"), "is not NAME[:PORT]"),
         ((*PLAIN, "--target=testdom/path"), "is not NAME[:PORT]"),
         ((*PLAIN, "--target=test dom"), "is not a host name"),
@@ -488,17 +490,51 @@ def test_it_stops_quietly_while_streams_are_open(authority: Authority) -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("arguments", [("--picker=random", "--whip-tcp-listen-port={taken}")])
-def test_a_port_of_the_brokers_in_use_is_one_line(arguments: Sequence[str]) -> None:
+FREE = ("--proxy-listen-port=0", "--whip-tcp-listen-port=0", "--whip-grpc-listen-port=0")
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("--whip-tcp-listen-port={taken}", "choose another with --whip-tcp-listen-port"),
+        ("--whip-grpc-listen-port={taken}", "choose another with --whip-grpc-listen-port"),
+        ("--metrics-listen=127.0.0.1:{taken}", "choose another --metrics-listen"),
+        ("--audit-log=/nowhere/audit.log", "--audit-log /nowhere/audit.log cannot be written"),
+        ("--control-socket=/nowhere/a.sock", "cannot listen on unix:/nowhere/a.sock"),
+    ],
+)
+def test_what_keeps_the_broker_from_starting_is_one_line_before_anything_listens(
+    argument: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "_run", lambda *_: pytest.fail("mitmproxy was started"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        finished = whip("proxy", *PLAIN, *FREE, argument.format(taken=port))
+    assert finished.exit_code == 1, finished.output
+    [line] = finished.output.splitlines()
+    assert line.startswith("Error: ")
+    assert said in line
+
+
+def test_what_the_preflight_takes_it_gives_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(commands, "_run", lambda *_: None)
+    wanted = (f"--audit-log={tmp_path / 'a.log'}", f"--control-socket={tmp_path / 'a.sock'}")
+    for _ in range(2):
+        assert whip("proxy", *PLAIN, *FREE, *wanted, "--metrics-listen=").exit_code == 0
+    assert not (tmp_path / "a.sock").exists()
+
+
+def test_a_port_of_the_brokers_that_is_taken_later_is_told_on_stderr() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         finished = run_whip(
-            *("proxy", *PLAIN, "--proxy-listen-port=0", "--metrics-listen="),
-            *(argument.format(taken=port) for argument in arguments),
-            *("--", "--set", f"confdir={confdir()}"),
+            *("proxy", *PLAIN, "--metrics-listen=", *FREE, "--"),
+            *("--set", f"confdir={confdir()}", "--set", f"whip_tcp_listen_port={port}"),
         )
     assert finished.returncode == 1
-    [line] = [line for line in finished.stdout.splitlines() if "whip:" in line]
+    [line] = [line for line in finished.stderr.splitlines() if "whip:" in line]
     assert str(port) in line
     assert "Traceback" not in finished.stdout + finished.stderr
 

@@ -98,7 +98,7 @@ def proxy(ctx: click.Context, /, **values: Any) -> None:
     chosen = broker_options.chosen(
         settings.OPTIONS, values, metrics_given=was_given("metrics_listen")
     )
-    _check(chosen, host)
+    checked = _check(chosen, host)
     arguments = ["-s", str(ADDON), "--listen-host", host, "--listen-port", str(port)]
     defaults = {
         "termlog_verbosity": VERBOSITY[values["log_level"]],
@@ -112,11 +112,13 @@ def proxy(ctx: click.Context, /, **values: Any) -> None:
     for setting in settings.OPTIONS:
         arguments += _set(setting, chosen[setting.name])
     _check_free(host, port)
+    if not any("whip_" in text for text in passed_on):  # what stands there wins
+        _check_startable(checked)
     _run(TOOLS[values["ui"]], [*arguments, *passed_on])
 
 
-def _check(chosen: dict[str, Any], host: str) -> None:
-    """Everything that can be known to be wrong before mitmproxy starts."""
+def _check(chosen: dict[str, Any], host: str) -> settings.AddonSettings:
+    """The settings; everything that can be known to be wrong before mitmproxy starts is told."""
     _mitmproxy_tools()
     from whip_addon.door import server_context as door_context
     from whip_addon.lifecycle import broker_of
@@ -137,6 +139,7 @@ def _check(chosen: dict[str, Any], host: str) -> None:
             f"refusing to listen on {host or 'all interfaces'} without a password: give "
             "--proxy-auth-username and a password, or listen on loopback"
         )
+    return checked
 
 
 def _reverse_mode(target: str) -> str:
@@ -197,6 +200,15 @@ def _check_free(host: str, port: int) -> None:
                     f"cannot listen on {host or 'all interfaces'} port {port}: "
                     f"{error.strerror}; choose another --proxy-listen-port"
                 ) from error
+
+
+def _check_startable(checked: settings.AddonSettings) -> None:
+    from whip_addon.preflight import check_startable
+
+    try:
+        check_startable(checked)
+    except SettingsError as error:
+        raise Failure(str(error)) from error
 
 
 def _mitmproxy_tools() -> Any:

@@ -26,6 +26,7 @@ from whip_core.agents import DialFinished
 from whip_core.caller import Caller
 from whip_core.dialer import Dial
 from whip_core.errors import DialError, UnknownName
+from whip_core.names import host_port
 from whip_core.remote_dial import RemoteDial
 from whip_core.web import WebServer
 
@@ -100,8 +101,10 @@ class Dialer:
         except Exception as error:
             await _let_mitmproxy_begin()
             # mitmproxy takes nothing but an OSError here: its client would wait for ever.
-            logger.exception("dial of %s:%d failed unexpectedly", host, port)
-            raise DialFailed(Answer.to(DialError(f"cannot dial {host}:{port}: {error}"))) from error
+            logger.exception("dial of %s failed unexpectedly", host_port(host, port))
+            raise DialFailed(
+                Answer.to(DialError(f"cannot dial {host_port(host, port)}: {error}"))
+            ) from error
 
     def has_dialled(self, server: Server) -> bool:
         """Whether the connection to `server` was opened here."""
@@ -133,7 +136,9 @@ class Dialer:
                 upstreams=rules.upstreams,
             )
             if way is Route.REFUSE:
-                raise NotWhips(f"{host}:{port}: whip reaches names, not addresses; {ALLOW_HINT}")
+                raise NotWhips(
+                    f"{host_port(host, port)}: whip reaches names, not addresses; {ALLOW_HINT}"
+                )
             if way is Route.DIRECT:
                 opened = await asyncio.open_connection(host, port, local_addr=local_addr)
                 self._mark(None)

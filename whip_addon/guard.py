@@ -24,6 +24,7 @@ from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from whip_addon import transports
 from whip_addon.answers import plain_response
 from whip_addon.routing import ALLOW_HINT, Route
+from whip_core.names import host_port
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class Guard:
             if way is Route.WHIP:
                 data.server.error = f"{host} is whip's, and whip carries TCP only"
             elif way is not Route.DIRECT:
-                data.server.error = f"{host}:{port} is not whip's; {ALLOW_HINT}"
+                data.server.error = f"{host_port(host, port)} is not whip's; {ALLOW_HINT}"
 
     def server_connected(self, data: ServerConnectionHookData) -> None:
         server = data.server
@@ -71,7 +72,7 @@ class Guard:
         host, port, *_ = server.address
         if self._way(host, port) is Route.DIRECT:
             return
-        server.error = f"killed: mitmproxy connected to {host}:{port} without whip"
+        server.error = f"killed: mitmproxy connected to {host_port(host, port)} without whip"
         logger.error("%s; this mitmproxy needs another version of whip", server.error)
         _kill(data.client, server)
 

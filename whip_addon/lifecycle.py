@@ -15,6 +15,7 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, ClassVar, Protocol
@@ -302,6 +303,7 @@ class WhipAddon:
 
     def _fail(self, trouble: str) -> None:
         self._trouble = trouble
+        _repeat_on_stderr()
         logger.error("whip: %s", trouble)
 
     def _check_changes(self, new: AddonSettings) -> None:
@@ -356,6 +358,13 @@ class WhipAddon:
 
     def _counts(self) -> Counts | None:
         return self._broker
+
+
+def _repeat_on_stderr() -> None:
+    """mitmdump's log is its output, and of what ends its start its errors say only that."""
+    check = ctx.master.addons.get("errorcheck")
+    if check is not None and not (sys.stdout is not None and sys.stdout.isatty()):
+        check.repeat_errors_on_stderr = True
 
 
 def _warn_of_unused_password() -> None:

@@ -23,6 +23,7 @@ from whip_core.agents import AgentView, DialFinished, Refusal, StreamClosed
 from whip_core.caller import Caller
 from whip_core.errors import SettingsError
 from whip_core.hookspecs import hookimpl
+from whip_core.names import host_port
 from whip_core.rare_log import RareLog
 
 logger = logging.getLogger(__name__)
@@ -251,5 +252,4 @@ def _caller(caller: Caller) -> dict[str, Any] | None:
 
 
 def _address(address: tuple[str, int]) -> str:
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return host_port(*address)

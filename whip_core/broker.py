@@ -34,7 +34,7 @@ from whip_core.errors import (
 )
 from whip_core.fabrics import ShippedFabrics
 from whip_core.metrics import BrokerMetrics
-from whip_core.names import Target, is_within, normalize
+from whip_core.names import Target, host_port, is_within, normalize
 from whip_core.neighbours import Neighbours
 from whip_core.outliers import OutlierEjection
 from whip_core.picker_choice import make_picker
@@ -109,6 +109,8 @@ class Broker(Dials):
             ],
             plugin_settings,
         )
+        if settings.fabric is not None:
+            self.plugins.check_fabric(settings.fabric)
         self._domains = tuple(normalize(domain) for domain in settings.domains)
         admission = Admission(settings.limits)
         self._registrar = Registrar(
@@ -139,6 +141,8 @@ class Broker(Dials):
             self._credentials = Credentials(files, Role.BROKER, self.metrics.certificate_expires)
             self._registrar.credentials = self._credentials
         credentials = self._credentials
+        fabric = self.settings.fabric
+        neighbours = self._make_neighbours(fabric) if fabric is not None else None
         async with contextlib.AsyncExitStack() as stack:
             if self._audit_log is not None:
                 self._audit_log.start()
@@ -156,10 +160,8 @@ class Broker(Dials):
                 )
             )
             # Before any agent can come: others are told of each.
-            if self.settings.fabric is not None:
-                neighbours = await stack.enter_async_context(
-                    self._make_neighbours(self.settings.fabric)
-                )
+            if neighbours is not None:
+                await stack.enter_async_context(neighbours)
                 self._dialer.elsewhere = self._registrar.neighbours = neighbours
             self._control = await stack.enter_async_context(
                 ControlServer(
@@ -178,10 +180,10 @@ class Broker(Dials):
             self._tasks.spawn(credentials.watch(self._end_unbelieved), "watch TLS files")
         self._dialer.closed = False
         logger.info(
-            "broker %s: agents register at port %d and connect back to %s:%d%s",
+            "broker %s: agents register at port %d and connect back to %s%s",
             self.broker_id,
             self.control_port,
-            *self._reverse_address,
+            host_port(*self._reverse_address),
             "" if files else ", without TLS",
         )
         return self

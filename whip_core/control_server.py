@@ -24,7 +24,7 @@ from whip_core.control_wire import (
 )
 from whip_core.errors import RegistrationError, RemoteProtocolError, SettingsError
 from whip_core.limits import Limits
-from whip_core.names import MAX_NAME_LENGTH, printable
+from whip_core.names import MAX_NAME_LENGTH, host_port, printable
 from whip_core.outbox import Outbox
 from whip_core.settings import HANDSHAKE_TIMEOUT
 from whip_core.sockets import bind
@@ -189,7 +189,7 @@ class ControlServer:
             for host in hosts:
                 if host == "0.0.0.0" and "::" in hosts:  # noqa: S104
                     continue  # gRPC's [::] is both families'
-                address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+                address = host_port(host, self.port)
                 if self._credentials is None:
                     server.add_insecure_port(address)
                 else:

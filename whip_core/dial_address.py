@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from whip_core.errors import SettingsError
-from whip_core.names import check_port
+from whip_core.names import check_port, host_port
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class DialAddress:
     def __str__(self) -> str:
         if self.path is not None:
             return f"unix:{self.path}"
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return host_port(self.host, self.port)
 
 
 def _wrong(text: str, why: str) -> SettingsError:

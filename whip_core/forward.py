@@ -20,7 +20,7 @@ from whip_core.acceptor import Acceptor
 from whip_core.caller import Caller
 from whip_core.errors import DialError, SettingsError
 from whip_core.host_patterns import address_or_none
-from whip_core.names import Target
+from whip_core.names import Target, host_port
 from whip_core.relay import RelaySide, break_off, join
 from whip_core.settings import is_loopback
 from whip_core.sockets import bind, bind_unix, peer_address
@@ -77,8 +77,7 @@ class ForwardSpec:
             raise _wrong(text, str(error)) from error
 
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        listen = f"unix:{self.path}" if self.path else f"{host}:{self.port}"
+        listen = f"unix:{self.path}" if self.path else host_port(self.host, self.port)
         return f"{listen} to {self.target}"
 
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from whip_core.errors import SettingsError
+from whip_core.names import host_port
 from whip_core.routes import Answer, Request, Response
 from whip_core.sockets import bind
 from whip_core.web import WebServer
@@ -84,4 +85,4 @@ async def serving(listen: str, answer: Answer, *, chosen: bool) -> AsyncIterator
         for sock in sockets:
             server.listen(sock)
         port = sockets[0].getsockname()[1]
-        yield f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        yield host_port(host, port)

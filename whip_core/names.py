@@ -84,6 +84,11 @@ class Target:
         return f"{self.name}:{self.port}"
 
 
+def host_port(host: str, port: int) -> str:
+    """Both as they are written: an IPv6 address has brackets."""
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+
+
 def check_port(port: int) -> int:
     """Give `port` back if it is one (1 to 65535), else raise `ValueError`."""
     if not 1 <= port <= 65535:

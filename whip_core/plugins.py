@@ -17,6 +17,7 @@ from whip_core.agents import (
 from whip_core.caller import Caller
 from whip_core.errors import PluginError, SettingsError
 from whip_core.fabric import Fabric
+from whip_core.fabrics import ShippedFabrics
 from whip_core.hookspecs import ASKED_BY_BROKERS
 from whip_core.names import Target
 from whip_core.picker_choice import ChosenPicker
@@ -153,6 +154,14 @@ class Plugins:
     def resolve_dials(self) -> bool:
         """Whether any plugin has a say in what a target stands for."""
         return bool(self._host.calls("whip_resolve"))
+
+    def check_fabric(self, settings: FabricSettings) -> None:
+        """Raises `SettingsError` if it is known before the start that nobody can make it.
+
+        Other plugins than ours may need their settings first, so they are not asked yet.
+        """
+        if all(call.plugin == ShippedFabrics.whip_name for call in self._host.calls("whip_fabric")):
+            self.fabric(settings)
 
     def fabric(self, settings: FabricSettings) -> Fabric:
         """What the first plugin makes of the settings; `SettingsError` if none knows how."""

@@ -32,7 +32,7 @@ from whip_core.errors import AgentGone, DialError, PortNotExposed, RemoteProtoco
 from whip_core.fabric_wire import number, text
 from whip_core.framed import FramedConnection
 from whip_core.frames import OpenRequested, Role
-from whip_core.names import Target
+from whip_core.names import Target, host_port
 from whip_core.preamble import Preamble
 from whip_core.relay import splice
 from whip_core.reverse_listener import Arrival
@@ -63,7 +63,7 @@ class Pass:
     secret: str
 
     def __repr__(self) -> str:
-        return f"<Pass {self.pass_id[:8]} at {self.host}:{self.port}>"
+        return f"<Pass {self.pass_id[:8]} at {host_port(self.host, self.port)}>"
 
     def encode(self) -> dict[str, Any]:
         return {"host": self.host, "port": self.port, "pass": self.pass_id, "secret": self.secret}
@@ -224,7 +224,9 @@ class Relaying:
         try:
             transport = await self._connect(connection, one.host, one.port)
         except (OSError, ValueError) as error:
-            raise CannotRelay(f"we cannot connect to {one.host}:{one.port}: {error}") from error
+            raise CannotRelay(
+                f"we cannot connect to {host_port(one.host, one.port)}: {error}"
+            ) from error
         self._connections.add(connection)
         transport.write(preamble.encode(Preamble(one.pass_id, one.secret)))
         extra = {**extra, "peername": peer_address(transport)}

@@ -26,7 +26,7 @@ from whip_core.errors import (
     UnknownName,
 )
 from whip_core.metrics import BrokerMetrics
-from whip_core.names import Target, is_within, normalize
+from whip_core.names import Target, host_port, is_within, normalize
 from whip_core.remote_dial import RemoteDial
 from whip_core.settings import RemoteSettings, Role, TLSFiles
 from whip_core.stream import Stream
@@ -133,7 +133,9 @@ class RemoteBroker(Dials):
         Else it raises `DialError`: only a dial tells, and costs no more than asking would.
         """
         if self._by_caller:
-            raise DialError(f"{host}:{port}: where it leads is for the broker to say, at a dial")
+            raise DialError(
+                f"{host_port(host, port)}: where it leads is for the broker to say, at a dial"
+            )
 
     def _leaves(self, agent: AgentView) -> bool:
         """Whether a stream to `agent` had better end soon."""
@@ -189,18 +191,21 @@ class RemoteBroker(Dials):
     async def _dial(
         self, host: str, port: int, caller: Caller, wait: float, timeout: float | None
     ) -> Stream:
+        try:
+            target = Target.parse(host, port)
+        except ValueError as error:
+            raise UnknownName(str(error)) from error
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait
         limit = self.settings.dial_timeout if timeout is None else timeout
         while True:
             if self._client is None:
-                raise BrokerClosed(f"{host}:{port}: the connection to the broker is not open")
+                raise BrokerClosed(f"{target}: the connection to the broker is not open")
             left = max(0.0, deadline - loop.time())
             began = time.monotonic()
             try:
                 ask = Ask(host, port, caller, left, limit)
                 stream, served = await self._client.open(ask, limit)
-                target = Target.parse(host, port)
                 stream.describe(whip=RemoteDial(target, caller, served, began, self._leaves))
                 return stream
             except BrokerClosed:
@@ -208,7 +213,7 @@ class RemoteBroker(Dials):
                     raise
                 await asyncio.sleep(min(FIRST_RETRY, left))
             except DialError as error:
-                logger.info("dial of %s:%d failed: %s", host, port, error)
+                logger.info("dial of %s failed: %s", target, error)
                 raise
 
     # The broker's news

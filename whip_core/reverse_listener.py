@@ -19,6 +19,8 @@ from whip_core.sockets import bind
 from whip_core.strangers import OnRefused, Stranger, Strangers
 from whip_core.tls import peer_certificate
 
+REMEDY = "choose another with --whip-tcp-listen-port"
+
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
@@ -68,7 +70,7 @@ class ReverseListener:
         self.port = port
 
     async def __aenter__(self) -> ReverseListener:
-        sockets = bind(self._hosts, self.port, "choose another with --whip-tcp-listen-port")
+        sockets = bind(self._hosts, self.port, REMEDY)
         self.port = sockets[0].getsockname()[1]
         self._acceptors = [Acceptor(sock, self._incoming) for sock in sockets]
         return self

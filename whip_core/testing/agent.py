@@ -26,6 +26,7 @@ from whip_core.channel import CHANNEL_OPTIONS
 from whip_core.control_wire import METHOD_PATH, decode_broker_message, encode_agent_message
 from whip_core.framed import FramedConnection
 from whip_core.frames import FailureCode, OpenRequested, Role
+from whip_core.names import host_port
 from whip_core.preamble import OldPreamble, Preamble
 from whip_core.settings import TLSFiles
 from whip_core.tasks import TaskSet
@@ -83,7 +84,7 @@ class ScriptedAgent:
 
     async def __aenter__(self) -> ScriptedAgent:
         host, port = self._address
-        target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        target = host_port(host, port)
         options: list[tuple[str, Any]] = [
             *CHANNEL_OPTIONS,
             ("grpc.use_local_subchannel_pool", 1),
