@@ -3,6 +3,7 @@ recipes as they stand, and the order of it all. mkdocs calls `on_config` and `on
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import sys
@@ -28,11 +29,13 @@ ORDER = {
     ],
     "Reference": [
         f"reference/{name}.md"
-        for name in ("commands", "options", "prompt", "facts", "hooks", "metrics")
+        for name in ("commands", "options", "prompt", "facts", "hooks", "metrics", "modules")
     ],
     "Background": ["design.md", "threat-model.md", "faults.md", "benchmarks.md"],
 }
 """The pages by group; the ones that are not there yet are passed over."""
+LAYERS = {0: "values", 1: "state, without I/O", 2: "async I/O", 3: "assembly"}
+"""What design.md calls them."""
 
 
 def on_config(config: Any) -> Any:
@@ -64,6 +67,7 @@ def generated() -> Iterator[tuple[str, str]]:
     yield "reference/facts.md", facts()
     yield "reference/hooks.md", hooks()
     yield "reference/metrics.md", metrics()
+    yield "reference/modules.md", modules()
     yield from recipes()
 
 
@@ -204,6 +208,50 @@ def metrics() -> str:
                 rows.append((f"`{name}`", family.type, labels, family.documentation))
         text.append(f"## {title}\n\n{table(('name', 'type', 'labels', 'what it says'), *rows)}")
     return "\n".join(text)
+
+
+def modules() -> str:
+    layers = table_of_layers()
+    text = [
+        "# Modules\n",
+        "A module imports its own layer and those below, which a test holds; why, "
+        "is in [design](../design.md).\n",
+    ]
+    for package in dict.fromkeys(package for packages in layers.values() for package in packages):
+        text.append(f"## {package}\n\n```\n{docstring(ROOT / package / '__init__.py')}\n```\n")
+        found: dict[int, list[tuple[str, str]]] = {}
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT / package).with_suffix("").parts)
+            first_line = docstring(path).partition("\n")[0]
+            layer = layer_of(package, name, layers)
+            row = (f"`{name.removesuffix('.__init__')}`", first_line)
+            found.setdefault(layer, []).append(row)
+        for layer, rows in sorted(found.items()):
+            text.append(f"### {package}: layer {layer}, {LAYERS[layer]}\n")
+            text.append(table(("module", "what it is"), *rows))
+    return "\n".join(text)
+
+
+def table_of_layers() -> dict[int, dict[str, str]]:
+    """What the test of imports holds: the modules of each layer and package, in one string."""
+    for node in ast.parse((ROOT / "tests" / "test_layers.py").read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "LAYERS":
+            layers: dict[int, dict[str, str]] = ast.literal_eval(node.value)
+            return layers
+    raise LookupError("tests/test_layers.py has no LAYERS")
+
+
+def layer_of(package: str, name: str, layers: dict[int, dict[str, str]]) -> int:
+    folder, _, _ = name.rpartition(".")
+    for place in (name, f"{folder}.*".lstrip(".")):
+        for layer, packages in layers.items():
+            if place in packages.get(package, "").split():
+                return layer
+    raise LookupError(f"{package}.{name} is in no layer")
+
+
+def docstring(path: Path) -> str:
+    return ast.get_docstring(ast.parse(path.read_text())) or ""
 
 
 def recipes() -> Iterator[tuple[str, str]]:

@@ -135,6 +135,15 @@ def test_the_reference_has_every_metric() -> None:
     assert "| `whip_server_parked_connections` | gauge | `domain` |" in text
 
 
+def test_the_map_of_modules_has_each_with_a_word_on_it() -> None:
+    text = made()["reference/modules.md"]
+    for package in ("whip_core", "client_agent", "whip_addon"):
+        for path in (DOCS.parent / package).rglob("*.py"):
+            parts = path.relative_to(DOCS.parent / package).with_suffix("").parts
+            name = ".".join(parts).removesuffix(".__init__")
+            assert re.search(rf"^\| `{name}` \| \S", text, re.MULTILINE), name
+
+
 def test_every_command_and_option_has_a_word_of_help() -> None:
     for name, command in pages_module().walk(main, "whip"):
         assert command.help or command.short_help, name

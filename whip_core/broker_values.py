@@ -15,6 +15,7 @@ from whip_core.dial_address import DialAddress
 from whip_core.errors import SettingsError
 from whip_core.host_patterns import dns_pattern
 from whip_core.names import normalize
+from whip_core.options import tls_files
 from whip_core.picker_choice import make_picker
 from whip_core.plugin_sources import PluginOptions
 from whip_core.settings import BrokerSettings, FabricSettings, RemoteSettings, TLSFiles
@@ -213,16 +214,13 @@ def _tls_files(
     values: Mapping[str, Any], spell: Callable[[str], str], instead: str = ""
 ) -> TLSFiles | None:
     """`instead` is what to do without certificates."""
-    if not values["whip_tls"]:
-        return None
-    names = ("whip_tls_key_path", "whip_tls_cert_path", "whip_tls_ca_cert_path")
-    if missing := [spell(name) for name in names if not values[name]]:
-        raise SettingsError(
-            f"TLS is on, so give {', '.join(missing)} (`whip pki --help` makes certificates), "
-            f"or {instead or spell('whip_tls') + '=false on loopback'}"
-        )
-    key, cert, ca = (values[name] for name in names)
-    return TLSFiles.of(key, cert, ca, values["whip_tls_crl_path"])
+    files = (values[f"whip_tls_{each}_path"] for each in ("key", "cert", "ca_cert", "crl"))
+    return tls_files(
+        values["whip_tls"],
+        *files,
+        spell=lambda name: spell(f"{PREFIX}{name}"),
+        instead=instead or f"{spell('whip_tls')}=false on loopback",
+    )
 
 
 def _domains(values: Mapping[str, Any], spell: Callable[[str], str]) -> tuple[str, ...]:

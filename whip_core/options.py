@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from whip_core import process
-from whip_core.errors import WhipError
+from whip_core.errors import SettingsError, WhipError
 from whip_core.settings import TLSFiles
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -118,25 +118,31 @@ def common_options(metrics_listen: str) -> Callable[[Command], Command]:
     return decorate
 
 
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def tls_files(
-    tls: bool, key: str | None, cert: str | None, ca: str | None, crl: str | None = None
+    tls: bool,
+    key: str | None,
+    cert: str | None,
+    ca: str | None,
+    crl: str | None = None,
+    *,
+    spell: Callable[[str], str] = _flag,
+    instead: str = "say --tls=false on loopback",
 ) -> TLSFiles | None:
-    """The three TLS options as one value; raises `click.UsageError` if one is missing."""
+    """The TLS options as one value; `spell` tells how one such as tls_key_path is written.
+
+    Raises `SettingsError` if one is missing, with what to do `instead` of giving it.
+    """
     if not tls:
         return None
-    missing = [
-        name
-        for name, value in (
-            ("--tls-key-path", key),
-            ("--tls-cert-path", cert),
-            ("--tls-ca-cert-path", ca),
-        )
-        if not value
-    ]
-    if missing or not (key and cert and ca):
-        raise click.UsageError(
-            f"TLS is on, so give {', '.join(missing)} "
-            "(`whip pki --help` makes certificates), or say --tls=false on loopback"
+    if not (key and cert and ca):
+        values = {"tls_key_path": key, "tls_cert_path": cert, "tls_ca_cert_path": ca}
+        missing = ", ".join(spell(name) for name, value in values.items() if not value)
+        raise SettingsError(
+            f"TLS is on, so give {missing} (`whip pki --help` makes certificates), or {instead}"
         )
     return TLSFiles.of(key, cert, ca, crl)
 
