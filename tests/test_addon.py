@@ -23,7 +23,7 @@ from mitmproxy.proxy.layers.http import HttpStream
 
 from mitm import FakeBroker, answering, confdir, curl, proxy, read_head, service
 from programs import path_of
-from tunnel import agent_settings, running
+from tunnel import agent_settings, run, running
 from whip_addon.broken import WatchedReader
 from whip_addon.commands import ADDON
 from whip_addon.lifecycle import WhipAddon
@@ -57,7 +57,7 @@ def test_a_request_reaches_the_service_of_its_name_however_it_is_written() -> No
                 assert (await curl("--proxy", p.url, f"http://{host}/")).output == "hello"
             assert broker.metrics.finished == [(200, "HTTP/1.1", "")] * 3
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_https_is_looked_into_through_connect(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_https_is_looked_into_through_connect(tmp_path: Path) -> None:
                 finished = await curl("--proxy", p.url, *ours, "https://a.testdom/x")
                 assert (finished.output, finished.errors) == ("secret", "")
 
-    asyncio.run(main())
+    run(main())
     assert seen == ["https://a.testdom/x secret"]
 
 
@@ -104,7 +104,7 @@ def test_https_is_looked_into_also_where_the_proxy_has_tls_of_its_own(tmp_path: 
                 )
                 assert (finished.output, finished.errors) == ("secret", "")
 
-    asyncio.run(main())
+    run(main())
 
 
 @asynccontextmanager
@@ -159,7 +159,7 @@ def test_http2_and_grpc_with_trailers_and_streams_both_ways(tmp_path: Path) -> N
         assert broker.metrics.finished == [(200, "HTTP/2.0", "")]
         await grpc_server.stop(None)
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_websocket_messages_go_both_ways_and_are_counted_once() -> None:
@@ -201,7 +201,7 @@ def test_websocket_messages_go_both_ways_and_are_counted_once() -> None:
             writer.close()
             assert broker.metrics.finished == [(101, "websocket", "")]
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_server_sent_events_come_one_by_one() -> None:
@@ -224,7 +224,7 @@ def test_server_sent_events_come_one_by_one() -> None:
             assert await reader.read() == b"data: 2\n\n"
             writer.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_raw_tcp_goes_through_connect_also_if_the_service_speaks_first() -> None:
@@ -242,7 +242,7 @@ def test_raw_tcp_goes_through_connect_also_if_the_service_speaks_first() -> None
             writer.close()
             assert broker.metrics.finished == [(0, "tcp", "")]
 
-    asyncio.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_other_modes_go_through_the_dial(mode: str) -> None:
             assert (await curl(*proxied, url)).output == "hello"
             assert [dial[:2] for dial in broker.dials] == [("a.testdom", 80)]
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_large_download_and_upload_are_whole_and_hardly_kept() -> None:
@@ -312,7 +312,7 @@ def test_a_large_download_and_upload_are_whole_and_hardly_kept() -> None:
                 assert await reader.readexactly(len(expected)) == expected
                 writer.close()
 
-    asyncio.run(main())
+    run(main())
     assert max(kept) <= 1024 * 1024
 
 
@@ -345,7 +345,7 @@ def test_raw_tcp_that_breaks_is_a_reset_to_the_client(error: Exception, ignored:
                 await reader.read()
             writer.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_service_that_crashes_behind_a_real_agent_is_a_reset_to_the_client() -> None:
@@ -376,7 +376,7 @@ def test_a_service_that_crashes_behind_a_real_agent_is_a_reset_to_the_client() -
                 await reader.read()
             writer.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_raw_tcp_that_ends_is_an_end_to_the_client() -> None:
@@ -389,7 +389,7 @@ def test_raw_tcp_that_ends_is_an_end_to_the_client() -> None:
             assert await reader.read() == b"all of it\n"
             writer.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize("error", BREAKS)
@@ -431,7 +431,7 @@ def test_a_body_that_ends_with_its_connection_is_not_ended_by_a_break(
                 assert broker.metrics.finished == [(502, "HTTP/1.1", "broken-stream")]
             writer.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_chunked_body_that_breaks_has_no_last_chunk() -> None:
@@ -455,7 +455,7 @@ def test_a_chunked_body_that_breaks_has_no_last_chunk() -> None:
             writer.close()
             assert broker.metrics.finished == [(200, "HTTP/1.1", "upstream")]
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_websocket_that_breaks_is_no_normal_closure() -> None:
@@ -481,7 +481,7 @@ def test_a_websocket_that_breaks_is_no_normal_closure() -> None:
                 await reader.read()
             writer.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_what_came_before_a_break_arrives() -> None:
@@ -499,7 +499,7 @@ def test_what_came_before_a_break_arrives() -> None:
                 await reader.read(65536)
         assert broken == [error]
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_break_that_a_write_finds_is_told_too() -> None:
@@ -517,7 +517,7 @@ def test_a_break_that_a_write_finds_is_told_too() -> None:
             await reading
         assert broken == [error]
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_what_the_proxys_end_cuts_off_is_a_reset_to_the_client() -> None:
@@ -537,7 +537,7 @@ def test_what_the_proxys_end_cuts_off_is_a_reset_to_the_client() -> None:
                 await reader.read()
             writer.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_break_between_two_requests_hurts_nobody() -> None:
@@ -554,7 +554,7 @@ def test_a_break_between_two_requests_hurts_nobody() -> None:
                     broker.break_stream(StreamReset("idle"))
                 writer.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_an_old_peer_that_cannot_half_close_is_closed() -> None:
@@ -587,7 +587,7 @@ def test_an_old_peer_that_cannot_half_close_is_closed() -> None:
             assert await reader.read() == b""
             writer.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 # Its life
@@ -605,7 +605,7 @@ def test_the_broker_runs_as_long_as_the_addon() -> None:
         assert not broker.is_open
         assert vars(server)["asyncio"] is asyncio
 
-    asyncio.run(main())
+    run(main())
 
 
 SCRIPT = """
@@ -649,7 +649,7 @@ def test_a_script_that_is_loaded_anew_starts_when_the_old_one_has_ended(tmp_path
             assert vars(server)["asyncio"] is asyncio
             assert HttpStream.handle_protocol_error.__name__ == "handle_protocol_error"
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_what_needs_another_broker_cannot_be_changed_while_it_runs() -> None:
@@ -665,7 +665,7 @@ def test_what_needs_another_broker_cannot_be_changed_while_it_runs() -> None:
             with pytest.raises(OptionsError, match="whip_wait: 'x' is not"):
                 p.master.options.update(whip_wait="x")
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_nothing_gets_through_once_whip_has_ended() -> None:
@@ -677,7 +677,7 @@ def test_nothing_gets_through_once_whip_has_ended() -> None:
             finished = await curl("--proxy", p.url, f"http://127.0.0.1:{port}/")
             assert finished.output == ""
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_x_forwarded_for_is_extended_or_made_for_a_service_of_whips() -> None:
@@ -693,7 +693,7 @@ def test_x_forwarded_for_is_extended_or_made_for_a_service_of_whips() -> None:
             await curl("--proxy", p.url, *header, "http://a.testdom/")
             await curl("--proxy", p.url, "http://a.testdom/")
 
-    asyncio.run(main())
+    run(main())
     assert b"\r\nx-forwarded-for: 192.0.2.1, 192.0.2.2, 127.0.0.1\r\n" in heads[0]
     assert b"\r\nx-forwarded-for: 127.0.0.1\r\n" in heads[1]
 

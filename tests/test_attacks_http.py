@@ -13,6 +13,7 @@ import pytest
 
 from agent_views import view
 from mitm import FakeBroker, Proxy, curl, proxy, service
+from tunnel import run
 
 POST = b"POST http://a.testdom/ HTTP/1.1\r\nHost: a.testdom\r\n"
 GET = b"GET http://a.testdom/ HTTP/1.1\r\n"
@@ -133,7 +134,7 @@ def test_a_request_that_can_be_read_in_two_ways_reaches_nobody(
             assert answer.startswith(b"HTTP/1.1 200 ")
             assert len(found.requests("a.testdom")) == 1
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_what_looks_like_a_second_request_in_a_body_is_one_requests_body() -> None:
@@ -145,7 +146,7 @@ def test_what_looks_like_a_second_request_in_a_body_is_one_requests_body() -> No
             assert [each.target for each in found.requests("a.testdom")] == [b"/", b"/"]
             assert found.requests("b.other") == []
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_what_one_client_leaves_open_is_never_another_clients() -> None:
@@ -161,7 +162,7 @@ def test_what_one_client_leaves_open_is_never_another_clients() -> None:
             [heard] = [octets for octets in found.heard["a.testdom"] if b"secret" in octets]
             assert b"stolen" not in heard
 
-    asyncio.run(main())
+    run(main())
 
 
 # Another name
@@ -187,7 +188,7 @@ def test_a_request_for_one_name_cannot_carry_another(way: str, host: str) -> Non
             assert found.requests("a.testdom") == found.requests("b.other") == []
             assert {host for host, _, _ in found.broker.dials} <= {"a.testdom"}
 
-    asyncio.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ def test_a_host_header_that_is_no_other_service_of_whips_is_passed_on(host: str)
                 f"GET / HTTP/1.1\r\nHost: {host}\r\n".encode()
             )
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_tunnel_leads_to_its_own_name_whatever_is_asked_inside() -> None:
@@ -215,7 +216,7 @@ def test_a_tunnel_leads_to_its_own_name_whatever_is_asked_inside() -> None:
             assert [host for host, _, _ in found.broker.dials] == ["a.testdom"]
             assert found.heard["b.other"] == []
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_who_wants_broken_requests_to_pass_can_have_them() -> None:
@@ -225,7 +226,7 @@ def test_who_wants_broken_requests_to_pass_can_have_them() -> None:
             assert answer.startswith(b"HTTP/1.1 200 ")
             assert [host for host, _, _ in found.broker.dials] == ["a.testdom"]
 
-    asyncio.run(main())
+    run(main())
 
 
 # Another user
@@ -257,7 +258,7 @@ def test_headers_that_claim_to_be_somebody_change_nothing_for_whip() -> None:
                 assert caller.proxy_user is None
                 assert caller.certificate_names == ()
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_login_inside_of_a_tunnel_makes_nobody_another_user(
@@ -278,4 +279,4 @@ def test_a_login_inside_of_a_tunnel_makes_nobody_another_user(
                 await curl("--proxy", found.proxy.url, *tunnelled, "http://a.testdom/")
             assert len(found.broker.dials) == 1
 
-    asyncio.run(main())
+    run(main())

@@ -160,4 +160,4 @@ def test_slow_clients_and_slow_services_of_the_proxy_delay_nobody() -> None:
                     writer.transport.abort()
                 never.set()
 
-    asyncio.run(main())
+    run(main())

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mitm import FakeBroker, answering, curl, proxy, read_head, service
+from tunnel import run
 from whip_addon.callers import Callers
 from whip_core.caller import NOBODY, Caller
 from whip_core.testing import Authority
@@ -26,7 +27,7 @@ def test_a_request_brings_its_client_and_what_it_asks_for() -> None:
             [(_, _, caller)] = broker.dials
             return caller
 
-    caller = asyncio.run(main())
+    caller = run(main())
     assert caller.address is not None
     assert caller.address[0] == "127.0.0.1"
     assert caller.request_id == "r-1"
@@ -62,7 +63,7 @@ def test_each_request_of_a_connection_brings_its_own() -> None:
                 writer.close()
             return [(host, caller.request_id) for host, _, caller in broker.dials]
 
-    assert asyncio.run(main()) == [("a.testdom", "a"), ("b.testdom", "b"), ("c.testdom", "c")]
+    assert run(main()) == [("a.testdom", "a"), ("b.testdom", "b"), ("c.testdom", "c")]
 
 
 def test_cookies_that_come_apart_are_one_header() -> None:
@@ -77,7 +78,7 @@ def test_cookies_that_come_apart_are_one_header() -> None:
             [(_, _, caller)] = broker.dials
             return caller
 
-    caller = asyncio.run(main())
+    caller = run(main())
     assert caller.request is not None
     assert caller.request.headers["cookie"] == "a=1, 2; b=3"
 
@@ -105,7 +106,7 @@ def test_the_proxys_user_is_known(mode: str, monkeypatch: pytest.MonkeyPatch) ->
             assert "secret" not in repr(broker.dials)
             assert _login("engineer", "secret") not in repr(broker.dials)
 
-    asyncio.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize("url", ["http://a.testdom/", "https://a.testdom/"])
@@ -147,7 +148,7 @@ def test_names_of_a_verified_client_certificate_are_known(url: str, tmp_path: Pa
             names = [caller.certificate_names for _, _, caller in broker.dials]
             assert names == [("alice.users",), (), ("alice.users",)]
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_outside_of_mitmproxy_nobody_asks() -> None:

@@ -13,6 +13,7 @@ from mitmproxy import ctx, tcp
 from mitmproxy.connection import Client, Server
 
 from mitm import FakeBroker, Handler, answering, curl, proxy, read_head, service
+from tunnel import run
 from whip_addon.passthrough import Passed, Passthrough
 
 NAME = "db1.testdom"
@@ -83,7 +84,7 @@ def test_both_directions_go_through_the_relay_and_end_separately(mode: str) -> N
                 await asyncio.sleep(0)
             assert broker.metrics.finished == [(0, "tcp", "")]
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_what_the_client_sends_at_once_comes_first() -> None:
@@ -100,7 +101,7 @@ def test_what_the_client_sends_at_once_comes_first() -> None:
             assert (await reader.read()).replace(SPOKEN, b"") == b"eager bytes"
             writer.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -143,7 +144,7 @@ def test_what_comes_at_the_moment_of_the_hand_over_is_neither_lost_nor_taken_for
             assert await reader.read() == b"goes on"
             writer.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_host_that_matches_no_pattern_is_looked_into() -> None:
@@ -157,7 +158,7 @@ def test_a_host_that_matches_no_pattern_is_looked_into() -> None:
             done = await curl("--proxytunnel", "--proxy", p.url, "http://web.testdom/")
             assert (done.output, seen.flows) == ("hello", ["http"])
 
-    asyncio.run(main())
+    run(main())
 
 
 def reset_at_once() -> Handler:
@@ -182,7 +183,7 @@ def test_a_reset_is_passed_on_as_a_reset() -> None:
                 await reader.read()
             writer.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize("mode", ["socks5", "reverse"])
@@ -196,7 +197,7 @@ def test_a_client_whose_connection_is_refused_at_once_is_hung_up_on(mode: str) -
             assert NAME.encode() not in await reader.read()
             writer.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_dial_that_fails_is_answered_as_without_passthrough() -> None:
@@ -206,4 +207,4 @@ def test_a_dial_that_fails_is_answered_as_without_passthrough() -> None:
             assert done.status != 0
             assert "502" in done.errors
 
-    asyncio.run(main())
+    run(main())

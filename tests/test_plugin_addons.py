@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from mitmproxy.http import HTTPFlow
 
 from mitm import FakeBroker, answering, curl, proxy, service
 from test_addon import PLAIN, mitmdump
+from tunnel import run
 from whip_addon.commands import ADDON
 from whip_addon.plugin_addons import PluginAddons
 from whip_core import Broker, BrokerSettings, hookimpl
@@ -63,7 +63,7 @@ def test_it_lives_and_sees_flows_as_any_addon_does() -> None:
             p.master.addons.remove(whip)
             assert stamp.told[3:] == ["done"]
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_one_that_comes_when_mitmproxy_runs_already_is_told_so_once() -> None:
@@ -76,7 +76,7 @@ def test_one_that_comes_when_mitmproxy_runs_already_is_told_so_once() -> None:
             await brought.add([("mine", stamp)])
             assert stamp.told == ["load", "configure", "running"]
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_plugins_give_them_in_a_list_or_are_named() -> None:

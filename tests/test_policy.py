@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Mapping
@@ -348,4 +347,4 @@ def test_the_addon_hands_the_policy_to_its_broker(tmp_path: Path) -> None:
             assert broker.settings is not None
             assert broker.settings.policy == tmp_path / "policy.toml"
 
-    asyncio.run(main())
+    run(main())

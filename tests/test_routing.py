@@ -10,6 +10,7 @@ from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from mitmproxy.test import tflow
 
 from mitm import FakeBroker, answering, curl, proxy, service
+from tunnel import run
 from whip_addon.guard import Guard
 from whip_addon.routing import Route, is_address, route
 from whip_core.errors import AgentGone
@@ -72,7 +73,7 @@ def test_a_name_of_whips_does_not_go_out_when_its_dial_fails() -> None:
             finished = await curl("--proxy", p.url, f"http://localhost:{port}/")
             assert finished.output == "public"
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_name_that_nobody_has_is_left_to_the_broker_and_its_patience() -> None:
@@ -88,7 +89,7 @@ def test_a_name_that_nobody_has_is_left_to_the_broker_and_its_patience() -> None
                 assert finished.output == "here now"
                 assert broker.waits == [2.5, 2.5]
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_mitmproxys_own_host_is_served_without_any_connection() -> None:
@@ -98,7 +99,7 @@ def test_mitmproxys_own_host_is_served_without_any_connection() -> None:
             assert "mitmproxy" in finished.output
             assert broker.dials == []
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_an_upstream_proxy_is_reached_but_never_told_whips_names() -> None:
@@ -113,7 +114,7 @@ def test_an_upstream_proxy_is_reached_but_never_told_whips_names() -> None:
                     assert " 502 " in finished.errors
                 assert broker.dials == []
 
-    asyncio.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize("fallback", [False, True])
@@ -139,7 +140,7 @@ def test_a_connection_that_did_not_come_from_the_dial_is_killed(
                         assert finished.output.startswith("HTTP/1.1 502 ")
         assert b"".join(received) == b""
 
-    asyncio.run(main())
+    run(main(), logs_errors=True)  # so that an operator hears of it
 
 
 def _guard(way: Route) -> Guard:
@@ -154,7 +155,7 @@ def test_a_replay_past_the_dial_is_ended() -> None:
                 _guard(Route.WHIP).server_connected(data)
             _guard(Route.DIRECT).server_connected(data)
 
-    asyncio.run(main())
+    run(main(), logs_errors=True)  # so that an operator hears of it
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from mitmproxy.proxy.layers.http import HttpStream
 from mitmproxy.test import tflow
 
 from mitm import FakeBroker, answering, confdir, curl, proxy, service
+from tunnel import run
 from whip_addon import answers, seam
 from whip_addon.answers import Answer
 from whip_core.errors import (
@@ -48,7 +49,7 @@ def _asyncio_of_mitmproxy() -> Any:
 def test_the_dial_takes_the_place_of_open_connection_and_of_nothing_else() -> None:
     with seam.installed(_dial):
         replaced = _asyncio_of_mitmproxy()
-        opened = asyncio.run(replaced.open_connection("a.b", 80, local_addr=("::1", 1)))
+        opened = run(replaced.open_connection("a.b", 80, local_addr=("::1", 1)))
         assert opened == (("a.b", 80), ("::1", 1))
         assert replaced.sleep is asyncio.sleep
         assert replaced.CancelledError is asyncio.CancelledError
@@ -148,7 +149,7 @@ def test_a_failed_dial_answers_its_status_and_text(error: DialError, status: int
                 (status, "HTTP/2.0", error.reason),
             ]
 
-    asyncio.run(main())
+    run(main())
     assert [str(found) for found in seen] == [str(error)] * 2
 
 
@@ -164,7 +165,7 @@ def test_a_failed_connect_answers_its_status_and_text(error: DialError) -> None:
             writer.close()
             return body
 
-    assert asyncio.run(main()).decode() == f"{error}\n"
+    assert run(main()).decode() == f"{error}\n"
 
 
 def test_a_mitmproxy_that_answers_in_another_way_answers_502(
@@ -176,7 +177,7 @@ def test_a_mitmproxy_that_answers_in_another_way_answers_502(
         async with proxy(FakeBroker({"a.testdom": DialTimeout("too slow")})) as p:
             return (await curl("--include", "--proxy", p.url, "http://a.testdom/")).output
 
-    answer = asyncio.run(main())
+    answer = run(main())
     assert answer.startswith("HTTP/1.1 502 ")
     assert "too slow" in answer
 
@@ -204,7 +205,7 @@ def test_an_http2_client_is_served_again_when_the_agent_is_back() -> None:
                 )
                 assert finished.output == "502 200 "
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_client_replay_goes_through_the_dial() -> None:
@@ -233,7 +234,7 @@ def test_client_replay_goes_through_the_dial() -> None:
                 assert broker.dials[0][2].request is not None
                 assert broker.dials[0][2].request.path == "/x"
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_large_request_that_is_answered_already_is_let_pass_unread() -> None:
@@ -251,4 +252,4 @@ def test_a_large_request_that_is_answered_already_is_let_pass_unread() -> None:
                 )
                 assert finished.output == "no 403"
 
-    asyncio.run(main())
+    run(main())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 from pathlib import Path
@@ -142,7 +141,7 @@ def test_a_reader_that_has_enough_is_no_error(tmp_path: Path) -> None:
 
 
 def test_without_a_broker_there_is_one_line_and_status_1(tmp_path: Path) -> None:
-    result = asyncio.run(whip(tmp_path / "none.sock", command="top"))
+    result = run(whip(tmp_path / "none.sock", command="top"))
     assert result.exit_code == 1
     [line] = result.stderr.splitlines()
     assert "there is no control socket" in line

@@ -13,6 +13,7 @@ import pytest
 from mitmproxy.proxy.layers.http import _http1
 
 from mitm import FakeBroker, confdir, proxy, read_head, service
+from tunnel import run
 from whip_addon.trailers import Trailers
 from whip_core.testing import Authority
 
@@ -74,7 +75,7 @@ def test_a_chunked_message_arrives_whole_and_its_trailers_end_at_the_proxy(
             assert there.bodies == [BODY + b"\r\n"] * 2
             writer.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_trailers_that_are_none_end_the_connection() -> None:
@@ -86,7 +87,7 @@ def test_trailers_that_are_none_end_the_connection() -> None:
                 assert b" 200 " not in await reader.read()
             writer.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_an_http2_request_with_trailers_reaches_an_http1_service(
@@ -132,7 +133,7 @@ def test_an_http2_request_with_trailers_reaches_an_http1_service(
             assert status == b"204"
             writer.transport.abort()
 
-    asyncio.run(main())
+    run(main())
     assert "crashed" not in caplog.text
 
 
