@@ -13,13 +13,16 @@ from mitmproxy import http
 from mitmproxy.flow import Error
 from mitmproxy.io import FlowReader, FlowWriter
 from mitmproxy.proxy import server
-from mitmproxy.proxy.layers.http import HttpStream
+from mitmproxy.proxy.layers.http import GetHttpConnection, HttpStream
 from mitmproxy.test import tflow
 
 from mitm import FakeBroker, answering, confdir, curl, proxy, service
 from tunnel import run
 from whip_addon import answers, seam
 from whip_addon.answers import Answer
+from whip_addon.callers import Callers
+from whip_addon.pins import Pins
+from whip_addon.reuse import Reuse
 from whip_core.errors import (
     AgentGone,
     DialError,
@@ -84,6 +87,24 @@ def test_a_retired_dial_may_be_replaced_and_then_leaves_its_successor_alone() ->
     seam.uninstall(_dial)
     assert _asyncio_of_mitmproxy().dial is successor
     seam.uninstall(successor)
+
+
+def test_a_mitmproxy_that_chooses_connections_in_another_way_is_refused() -> None:
+    question = "connection_spec_matches"
+    before = vars(GetHttpConnection)[question]
+
+    def reuse() -> Reuse:
+        return Reuse(lambda: None, Callers(lambda: None), Pins())
+
+    with pytest.MonkeyPatch.context() as without:
+        without.delattr(GetHttpConnection, question)
+        with pytest.raises(seam.SeamNotFound, match="chooses connections in an unknown way"):
+            reuse().install()
+    one = reuse()
+    one.install()
+    assert vars(GetHttpConnection)[question] is not before
+    one.uninstall()
+    assert vars(GetHttpConnection)[question] is before
 
 
 async def _opens_in_another_way(self: object, command: object) -> None:
