@@ -21,9 +21,10 @@ from tunnel import (
     running,
     server_files,
     service,
+    until,
 )
-from whip_core import Broker, hookimpl
-from whip_core.errors import SettingsError
+from whip_core import Broker, fabric_nats, hookimpl
+from whip_core.errors import SettingsError, UnknownName
 from whip_core.fabric_local import Exchange, LocalFabric
 from whip_core.fabrics import ShippedFabrics
 from whip_core.settings import FabricSettings
@@ -81,6 +82,26 @@ def test_a_broker_starts_without_nats_and_joins_when_it_comes() -> None:
                     assert await reached(holder)
                     await nats.up()
                     assert await reached(other)
+
+    run(main())
+
+
+def test_what_a_busy_broker_drops_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            nats = Nats(stack)
+            await nats.up()
+            async with (
+                service(echo) as port,
+                joined(nats, 2) as (holder, other),
+                running(agent_settings(holder.control_port, ports=f"80={port}")),
+            ):
+                assert await reached(other)
+                monkeypatch.setattr(fabric_nats, "MAX_ANSWERING", 0)
+                with pytest.raises(UnknownName):
+                    await other.open_connection("testdom", 80)
+                name, why = "whip_server_fabric_dropped_messages_total", {"reason": "busy"}
+                await until(lambda: holder.metrics.registry.get_sample_value(name, why) == 1)
 
     run(main())
 

@@ -9,7 +9,7 @@ and `fabric_nats`; a plugin's `whip_fabric` hook gives others (docs/brokers.md).
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from whip_core.errors import WhipError
 
@@ -19,6 +19,10 @@ caller with the headers of a request that is not extreme."""
 
 Answer = Callable[[bytes], Awaitable[bytes | None]]
 """Takes a question; gives the answer, or None to say nothing. Raises nothing."""
+
+
+Dropped = Callable[[str, str], None]
+"""Takes the reason for which a question was dropped, one of a few words, and a text."""
 
 
 class FabricError(WhipError):
@@ -48,3 +52,11 @@ class Fabric(Protocol):
 
         It ends at once if nobody does. Raises `FabricError` if it cannot be asked.
         """
+
+
+@runtime_checkable
+class DropsQuestions(Protocol):
+    """A `Fabric` that may drop a question itself, before it is answered: it says so here."""
+
+    tell_dropped: Dropped
+    """Set by whoever opens the fabric, who counts."""

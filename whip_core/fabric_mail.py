@@ -11,7 +11,7 @@ from typing import Any
 
 from whip_core.dial_wire import encode_failure, failure
 from whip_core.errors import AgentGone, DialError, RemoteProtocolError
-from whip_core.fabric import Fabric, FabricError
+from whip_core.fabric import DropsQuestions, Fabric, FabricError
 from whip_core.fabric_wire import Gate, Message, Unwelcome, broker_key, number, text
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,8 @@ class FabricMail:
                 logger.exception("a message of the broker %s failed", message.sender)
             return None
 
+        if isinstance(self.fabric, DropsQuestions):
+            self.fabric.tell_dropped = lambda reason, why: self._drop(Unwelcome(reason, why))
         await self.fabric.open(answer_data)
 
     async def close(self) -> None:

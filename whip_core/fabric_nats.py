@@ -20,7 +20,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from whip_core.fabric import MAX_MESSAGE, Answer, FabricError
+from whip_core.fabric import MAX_MESSAGE, Answer, Dropped, FabricError
 from whip_core.tasks import TaskSet
 
 logger = logging.getLogger(__name__)
@@ -33,11 +33,12 @@ PING_INTERVAL = 10
 """Seconds: a NATS whose path is dead is noticed within three of them."""
 QUEUE = "one"
 MAX_ANSWERING = 1024
-"""Questions answered at once; those beyond are dropped: whoever asked gets no answer."""
+"""Questions answered at once; those beyond are dropped and counted: whoever asked gets no
+answer."""
 
 
 class NatsFabric:
-    """A `Fabric`. `cluster` keeps fabrics on one NATS apart."""
+    """A `Fabric` that `DropsQuestions`. `cluster` keeps fabrics on one NATS apart."""
 
     def __init__(
         self,
@@ -47,6 +48,7 @@ class NatsFabric:
         tls: ssl.SSLContext | None = None,
         credentials: str | None = None,
     ) -> None:
+        self.tell_dropped: Dropped = lambda reason, why: None
         self._servers = servers
         self._prefix = f"whip.{cluster}."
         self._tls = tls
@@ -184,7 +186,11 @@ class NatsFabric:
             self._adjusting = None
 
     async def _asked(self, message: Msg) -> None:
-        if len(self._tasks) < MAX_ANSWERING and len(message.data) <= MAX_MESSAGE:
+        if len(self._tasks) >= MAX_ANSWERING:
+            self.tell_dropped("busy", f"{MAX_ANSWERING} others are being answered")
+        elif len(message.data) > MAX_MESSAGE:
+            self.tell_dropped("malformed", f"it has {len(message.data)} octets")
+        else:
             # In a task of its own: nats-py has one for each subscription, and it waits.
             self._tasks.spawn(self._give_answer(message), "answer a neighbour")
 
