@@ -45,8 +45,8 @@ LAYERS = {
         "whip_core": "__init__ aiohttp audit broker broker_options broker_values checkup cli"
         " commands.* commands.__init__ control_call dial_checkup dial_desk dialer dials fabrics"
         " guests holding httpx metrics monitor neighbours operating options plugin_sources plugins"
-        " process progress public pytest_plugin registrar relaying remote remote_dial status"
-        " testing.* testing.__init__",
+        " process program progress public pytest_plugin registrar relaying remote remote_dial"
+        " status testing.* testing.__init__",
         "client_agent": "__init__ agent command doctor plugins session testing worker",
         "whip_addon": "__init__ *",
     },

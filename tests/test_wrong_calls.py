@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,26 @@ def test_the_console_without_a_terminal_says_so_before_anything_starts(
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("Error: mitmproxy's console needs a terminal")
     assert done.stderr.count("\n") == 1
+
+
+INTERRUPTED_IN = """
+import sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Finder())
+sys.argv = ["whip", "pki", "--help"]
+from whip_core.program import {program}
+{program}()
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "module"),
+    [("main", "click"), ("whiphack", "click"), ("main", "whip_core.commands.pki")],
+)
+def test_ctrl_c_while_modules_are_imported_is_one_word(program: str, module: str) -> None:
+    code = INTERRUPTED_IN.format(program=program, module=module)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (1, "Aborted!")
