@@ -22,6 +22,7 @@ from bench.rounds import Series
 from bench.rows import Measured
 from bench.spread import Spread, ratios
 from programs import needs_program
+from tunnel import run
 
 pytestmark = pytest.mark.once
 
@@ -194,7 +195,7 @@ def test_a_link_delivers_everything_later_and_in_order() -> None:
             await writer.wait_closed()
             return received, time.monotonic() - started
 
-    received, seconds = asyncio.run(main())
+    received, seconds = run(main())
     assert received == b"".join(sent)
     assert seconds >= 2 * ROUND_TRIP  # one for the connection, one there and back
 

@@ -27,6 +27,7 @@ from client_agent.discovery import (
 )
 from client_agent.endpoints import Address, Endpoint
 from dns_server import DNSServer, Mood
+from tunnel import run
 
 PATIENCE = 30.0
 """Seconds: an event that has not come by then never will."""
@@ -107,7 +108,7 @@ def with_dns(test: Callable[[DNSServer], Coroutine[None, None, None]]) -> None:
         async with DNSServer() as server:
             await test(server)
 
-    asyncio.run(main())
+    run(main())
     gc.collect()  # a socket left open is a warning, hence a failure, now
 
 
@@ -256,7 +257,7 @@ def test_a_server_that_is_not_there_is_asked_until_it_is() -> None:
             assert await watch.round() is None
             assert watch.pause <= RETRY_BOUND
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_name_that_appears_late_is_found() -> None:
@@ -555,7 +556,7 @@ def test_a_service_without_a_dns_server_is_said_to_need_one(
         async with watching(SERVICE, Resolvers(resolv_conf=tmp_path / "none")) as watch:
             assert await watch.round() is None
 
-    asyncio.run(main())
+    run(main())
     assert "_whip._tcp.test needs DNS, and" in caplog.text
 
 
@@ -701,13 +702,13 @@ def test_without_a_usable_resolv_conf_the_system_is_asked_until_there_is_one(
 
 
 def test_the_systems_resolver_knows_localhost() -> None:
-    assert asyncio.run(ask_system("localhost")) & {"127.0.0.1", "::1"}
+    assert run(ask_system("localhost")) & {"127.0.0.1", "::1"}
 
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 64])
 def test_the_systems_resolver_fails_with_an_oserror(host: str) -> None:
     with pytest.raises(OSError, match=r".+"):
-        asyncio.run(ask_system(host))
+        run(ask_system(host))
 
 
 def test_a_system_resolver_that_hangs_holds_up_neither_cancellation_nor_the_end(
@@ -728,7 +729,7 @@ def test_a_system_resolver_that_hangs_holds_up_neither_cancellation_nor_the_end(
                 asyncio.get_running_loop().call_soon(scope.reschedule, 0)
                 await ask_system("hangs")
 
-    asyncio.run(main())
+    run(main())
     [thread] = (thread for thread in threading.enumerate() if thread.name == "resolve hangs")
     assert started.wait(PATIENCE)
     assert thread.daemon

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 from agent_views import view
+from tunnel import run
 from whip_core.agents import AgentView, Peer, Registration
 from whip_core.caller import NOBODY, Caller, HttpRequest
 from whip_core.names import AgentName, Target
@@ -73,4 +73,4 @@ def test_owners_reach_what_is_theirs() -> None:
         reason = await plugins.veto_of_dial(TARGET, agent, NOBODY)
         assert reason == "web.testdom belongs to me"
 
-    asyncio.run(main())
+    run(main())

@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 
 from mitm import answering, confdir, curl, read_head, service
 from programs import path_of
-from tunnel import agent_settings, running
+from tunnel import agent_settings, run, running
 from whip_addon import commands
 from whip_addon.door import ConstantTime
 from whip_core.cli import main
@@ -405,7 +405,7 @@ def test_a_request_travels_over_mutual_tls_to_a_service_by_its_name(authority: A
             assert "81" in finished.output
         assert any("instance1.testdom:80 (request req-17)" in line for line in proxy.lines)
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_target_is_served_to_a_client_that_knows_of_no_proxy(authority: Authority) -> None:
@@ -422,7 +422,7 @@ def test_a_target_is_served_to_a_client_that_knows_of_no_proxy(authority: Author
                 await agent.wait_registered()
                 assert (await curl(proxy.url)).output == "hello"
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_the_door_asks_for_a_password_and_is_reached_over_tls_only(authority: Authority) -> None:
@@ -459,7 +459,7 @@ def test_the_door_asks_for_a_password_and_is_reached_over_tls_only(authority: Au
             assert "over TLS only" in plain.output
         assert not any("s3cr" in line for line in proxy.lines)
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_it_stops_quietly_while_streams_are_open(authority: Authority) -> None:
@@ -470,7 +470,7 @@ def test_it_stops_quietly_while_streams_are_open(authority: Authority) -> None:
     async def main() -> None:
         async with (
             service(greets) as port,
-            whip_proxy(*_tls(authority.server_files())) as proxy,
+            whip_proxy("--drain-timeout=0.1", *_tls(authority.server_files())) as proxy,
             _agent(port, authority, proxy.control_port) as agent,
         ):
             await agent.wait_registered()
@@ -487,7 +487,7 @@ def test_it_stops_quietly_while_streams_are_open(authority: Authority) -> None:
             idle_writer.close()
             writer.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 FREE = ("--proxy-listen-port=0", "--whip-tcp-listen-port=0", "--whip-grpc-listen-port=0")

@@ -140,8 +140,8 @@ def test_compose_waits_for_who_is_ready() -> None:
             return await process.wait() == 0
 
     for target in programs:
-        assert asyncio.run(check(target, None))
-        assert not asyncio.run(check(target, "draining"))
+        assert run(check(target, None))
+        assert not run(check(target, "draining"))
 
 
 def test_kubernetes_restarts_what_hangs_and_sends_nobody_to_what_drains() -> None:
@@ -354,4 +354,4 @@ def test_private_services_are_tested_with_pytest_by_name() -> None:
             assert await tests.ended() == 0, str(tests)
             await tests.says("2 passed")
 
-    asyncio.run(main())
+    run(main())
