@@ -139,7 +139,7 @@ def read_settings(
     allow_plaintext: bool,
     **_: Any,
 ) -> AgentSettings:
-    """The options' values, checked; raises `SettingsError`, or `click.UsageError` about TLS."""
+    """The options' values, checked; raises `SettingsError`."""
     files = tls_files(tls, tls_key_path, tls_cert_path, tls_ca_cert_path, tls_crl_path)
     listen_address(metrics_listen)
     if not math.isfinite(drain_timeout):

@@ -15,13 +15,14 @@ import asyncio
 import logging
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 from mitmproxy import ctx
 from mitmproxy.connection import Client, Server
 from mitmproxy.http import HTTPFlow
 from mitmproxy.proxy.mode_specs import RegularMode, ReverseMode, UpstreamMode
 from mitmproxy.tcp import TCPFlow
+
+from whip_addon.transports import handlers, hang_up
 
 logger = logging.getLogger(__name__)
 
@@ -84,25 +85,22 @@ class Draining:
         self.begun = True
         began = asyncio.get_running_loop().time()
         ctx.options.update(server=False)
-        connections: dict[Any, Any] = ctx.master.addons.get("proxyserver").connections
         try:
             async with asyncio.timeout(timeout):
-                while connections:
-                    self._hang_up_on_idle(connections, began)
+                while handlers():
+                    self._hang_up_on_idle(began)
                     await asyncio.sleep(LOOK_AGAIN)
         except TimeoutError:
             logger.warning(
-                "%d clients did not finish within %g s and are cut", len(connections), timeout
+                "%d clients did not finish within %g s and are cut", len(handlers()), timeout
             )
 
-    def _hang_up_on_idle(self, connections: dict[Any, Any], began: float) -> None:
+    def _hang_up_on_idle(self, began: float) -> None:
         now = asyncio.get_running_loop().time()
-        for handler in list(connections.values()):
-            since = self._idle_since.get(handler.client)
+        for client in [handler.client for handler in handlers().values()]:
+            since = self._idle_since.get(client)
             if since is not None and now - max(since, began) >= IDLE:
-                end = handler.transports.get(handler.client)
-                if end is not None and end.handler is not None:
-                    end.handler.cancel("the proxy is stopping")
+                hang_up(client, "the proxy is stopping")
 
 
 def on_signal(number: int, call: Callable[[], None]) -> None:

@@ -77,6 +77,8 @@ class ReverseListener:
 
     async def __aexit__(self, *exc_info: object) -> None:
         self.close()
+        for acceptor in self._acceptors:
+            await acceptor.wait_closed()
 
     def close(self) -> None:
         """Take no more connections, and drop those that have not said who they are."""
