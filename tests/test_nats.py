@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -102,6 +104,44 @@ def test_what_a_busy_broker_drops_is_counted(monkeypatch: pytest.MonkeyPatch) ->
                     await other.open_connection("testdom", 80)
                 name, why = "whip_server_fabric_dropped_messages_total", {"reason": "busy"}
                 await until(lambda: holder.metrics.registry.get_sample_value(name, why) == 1)
+
+    run(main())
+
+
+def test_an_error_that_nats_sends_is_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fabric_nats, "RECONNECT_WAIT", 0.01)
+    first: list[asyncio.StreamWriter] = []
+
+    async def main() -> None:
+        held_again = asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            """As much of a NATS server as a client needs; the first one is sent away."""
+            writer.write(b'INFO {"version": "2.10.0", "headers": true, "max_payload": 65536}\r\n')
+            with contextlib.closing(writer):
+                while line := await reader.readline():
+                    if line.startswith(b"PING"):
+                        writer.write(b"PONG\r\n")
+                    if b".agent." in line and not first:
+                        first.append(writer)
+                        writer.write(b"-ERR 'User Authentication Expired'\r\n")
+                    elif b".agent." in line and writer not in first:
+                        held_again.set()
+
+        async def answer(_: bytes) -> None:
+            """Nobody asks."""
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        fabric = fabric_nats.NatsFabric([f"nats://127.0.0.1:{port}"], "test")
+        with Log() as log:
+            async with server:
+                await fabric.open(answer)
+                fabric.hold("agent.instance1.testdom", shared=False)
+                await held_again.wait()
+                assert log.having("NATS is lost (trying on): nats: user authentication expired")
+                await log.until("NATS is back")
+                await fabric.close()
 
     run(main())
 

@@ -148,6 +148,7 @@ class DialSocket:
         """Take no more programs and dials, and drop those that are connected."""
         for acceptor in self._acceptors:
             acceptor.close()
+            await acceptor.wait_closed()
         for strangers in self._strangers:
             strangers.close()
         for connection in tuple(self._connections):

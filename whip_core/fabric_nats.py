@@ -63,6 +63,7 @@ class NatsFabric:
         self._adjusting: asyncio.Task[None] | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._trouble = ""
+        self._leaving = False
 
     def __repr__(self) -> str:
         state = "connected" if self._client.is_connected else "not connected"
@@ -83,6 +84,7 @@ class NatsFabric:
 
     async def close(self) -> None:
         await self._tasks.cancel_all()
+        self._leaving = True
         with contextlib.suppress(Exception):
             await self._client.close()
 
@@ -137,14 +139,15 @@ class NatsFabric:
                     error_cb=self._failed,
                     disconnected_cb=self._disconnected,
                     reconnected_cb=self._reconnected,
+                    closed_cb=self._closed,
                     **{name: value for name, value in options.items() if value is not None},
                 )
+                await self._client.subscribe(f"{self._inbox}.*", cb=self._answered)
                 break
             except (nats.errors.Error, OSError) as error:
                 await self._failed(error)
                 self._client = Client()
                 await asyncio.sleep(RECONNECT_WAIT)
-        await self._client.subscribe(f"{self._inbox}.*", cb=self._answered)
         self._adjust_soon()
 
     async def _failed(self, error: Exception) -> None:
@@ -153,6 +156,24 @@ class NatsFabric:
         if trouble != self._trouble:
             logger.warning("NATS: %s", trouble)
         self._trouble = trouble
+
+    async def _closed(self) -> None:
+        """NATS has sent an error, such as that our credentials have expired.
+
+        nats-py takes that for final. We do not: what is wrong there is put right there.
+        """
+        assert self._connecting is not None
+        if self._leaving or not self._connecting.done():
+            return  # we have closed it, or are trying already
+        logger.warning("NATS is lost (trying on): %s", self._client.last_error or "it has closed")
+        self._held.clear()
+        self._client = Client()
+        self._connecting = self._tasks.spawn(self._connect_again(), "connect to NATS again")
+
+    async def _connect_again(self) -> None:
+        await asyncio.sleep(RECONNECT_WAIT)
+        await self._connect()
+        await self._reconnected()
 
     async def _disconnected(self) -> None:
         if not self._client.is_closed:
