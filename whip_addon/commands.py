@@ -58,6 +58,7 @@ def _tool(name: str) -> click.Command:
     )
     @click.pass_context
     def tool(ctx: click.Context) -> None:
+        _check_terminal(name, ctx.meta[FOR_MITMPROXY])
         _run(name, ["-s", str(ADDON), *ctx.meta[FOR_MITMPROXY]])
 
     return tool
@@ -111,6 +112,7 @@ def proxy(ctx: click.Context, /, **values: Any) -> None:
     arguments += _as_arguments(defaults, passed_on)
     for setting in settings.OPTIONS:
         arguments += _set(setting, chosen[setting.name])
+    _check_terminal(TOOLS[values["ui"]], passed_on)
     _check_free(host, port)
     if not any("whip_" in text for text in passed_on):  # what stands there wins
         _check_startable(checked)
@@ -233,7 +235,6 @@ def _check_terminal(tool: str, arguments: Sequence[str]) -> None:
 
 
 def _run(tool: str, arguments: list[str]) -> None:
-    _check_terminal(tool, arguments)
     main = _mitmproxy_tools()
     # mitmproxy names itself by this, and looks there for options of old.
     sys.argv = [tool, *arguments]
