@@ -33,6 +33,7 @@ from tunnel import (
 from whip_core import Broker, Caller, control, guests
 from whip_core.errors import (
     AgentGone,
+    Busy,
     DialError,
     NotAuthorized,
     ServiceRefused,
@@ -42,6 +43,7 @@ from whip_core.errors import (
 from whip_core.fabric_wire import Gate, encode_target
 from whip_core.framed import FramedConnection
 from whip_core.frames import Role
+from whip_core.limits import Limits
 from whip_core.names import Target
 from whip_core.preamble import Preamble
 from whip_core.sockets import abort_with_reset
@@ -275,6 +277,20 @@ def test_an_error_of_the_service_comes_through_as_it_is() -> None:
                 error = await refusal(other)
                 assert type(error) is ServiceRefused
                 assert str(error).count(f"{NAME}:80") == 1
+
+    run(main())
+
+
+def test_a_holder_that_is_busy_says_so_with_its_reason() -> None:
+    async def main() -> None:
+        async with apart(Local()) as (holder, other):
+            _, writer = await other.open_connection(NAME, 80)
+            holder._dialer._admission._limits = Limits(streams=1)
+            error = await refusal(other)
+            assert isinstance(error, Busy)
+            assert error.reason == "streams"
+            assert str(error).startswith(f"{NAME}:80: ")
+            writer.close()
 
     run(main())
 

@@ -20,6 +20,7 @@ from whip_core.deadlines import Deadlines
 from whip_core.errors import (
     AgentGone,
     BrokerClosed,
+    Busy,
     DialError,
     DialTimeout,
     NotAuthorized,
@@ -566,6 +567,8 @@ class Dialer:
                 on_finished=partial(self._closed, dial, candidate),
                 after=after,
             )
+        except Busy as error:  # the broker that relays is
+            raise Busy(f"{dial.target}: {error}", reason=error.reason) from error
         except DialError as error:
             raise type(error)(f"{dial.target}: {error}") from error
         except TimeoutError as error:
@@ -614,7 +617,3 @@ def _by_which_way(dial: Dial) -> str:
     if dial.relayed_by:
         return f", relayed by the broker {dial.relayed_by}"
     return ", parked" if dial.parked else ""
-
-
-def _told(picked: object) -> str:
-    return f"agent {picked.name}" if isinstance(picked, AgentView) else repr(picked)[:80]

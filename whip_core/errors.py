@@ -94,7 +94,7 @@ BusyReason = Literal["busy", "dial-rate", "pending-dials", "streams", "streams-p
 class Busy(DialError, ConnectionRefusedError):
     """A limit of the broker is reached (`limits`); `reason` is which."""
 
-    reason = "busy"
+    reason: BusyReason = "busy"
     http_status = 503
 
     def __init__(self, message: str, *, reason: BusyReason = "busy") -> None:
