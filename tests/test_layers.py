@@ -34,7 +34,7 @@ LAYERS = {
         "client_agent": "backoff choice reach reconcile renewal",
     },
     2: {  # async I/O
-        "whip_core": "acceptor awaited control_server control_socket credentials deadlines"
+        "whip_core": "acceptor awaited control_server control_socket credentials deadlines dial"
         " dial_client dial_socket drain fabric_local fabric_mail fabric_nats forward framed"
         " heartbeat log_lines outbox parked_pool raw relay reverse_listener session sockets"
         " stop_signals strangers stream stream_reader systemd tasks tls tls_records tls_transport"
@@ -66,7 +66,7 @@ GENERATED = "whip_core.wire"
 
 # What both ends of the tunnel need: all that the agent may know of whip_core.
 SHARED_WITH_THE_AGENT = (
-    "certificates channel checkup control control_state control_wire credentials deadlines"
+    "certificates channel checkup control control_state control_wire credentials deadlines dial"
     " decoded_certificate errors framed frames hookspecs host_patterns local_request log_lines"
     " metrics monitor names options outbox parking plugin_host plugin_settings plugin_sources"
     " preamble process raw relay routes settings stop_signals systemd tasks tls tls_transport"

@@ -24,7 +24,7 @@ from whip_addon.reuse import Directs, Reuse
 from whip_addon.routing import ALLOW_HINT, Route, route
 from whip_core.agents import DialFinished
 from whip_core.caller import Caller
-from whip_core.dialer import Dial
+from whip_core.dial import Dial
 from whip_core.errors import DialError, UnknownName
 from whip_core.names import host_port
 from whip_core.remote_dial import RemoteDial

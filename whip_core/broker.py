@@ -23,10 +23,11 @@ from whip_core.caller import Caller
 from whip_core.certificates import check_relays
 from whip_core.control_server import ControlServer
 from whip_core.credentials import Credentials
+from whip_core.dial import Asked, Tell
 from whip_core.dial_address import DialAddress
 from whip_core.dial_desk import DialDesk
 from whip_core.dial_socket import DialAccess, DialSocket
-from whip_core.dialer import Asked, Dialer, Tell
+from whip_core.dialer import Dialer
 from whip_core.dials import Dials
 from whip_core.errors import (
     RegistrationError,

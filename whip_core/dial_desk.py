@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from whip_core.agents import AgentView, DialFinished, StreamClosed
+from whip_core.dial import Dial
 from whip_core.dial_wire import Ask, Served, encode_agent, encode_news
-from whip_core.dialer import Dial, Dialer
+from whip_core.dialer import Dialer
 from whip_core.errors import BrokerClosed
 from whip_core.hookspecs import hookimpl
 from whip_core.stream import Stream

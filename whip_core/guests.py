@@ -19,8 +19,8 @@ from typing import Any
 from whip_core import control
 from whip_core.agents import AgentView, Peer, Registration
 from whip_core.awaited import Awaited, OnFinished
+from whip_core.dial import Dial, MayReturn
 from whip_core.dial_wire import decode_agent, encode_caller
-from whip_core.dialer import Dial, MayReturn
 from whip_core.errors import (
     AgentGone,
     DialError,
