@@ -64,6 +64,7 @@ class Called:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Called]:
     found: list[Called] = []
     monkeypatch.setattr(commands, "_run", lambda *call: found.append(Called(*call)))
+    monkeypatch.setattr(commands, "_check_terminal", lambda *_: None)
     monkeypatch.setattr(commands, "_check_free", lambda *_: None)
     monkeypatch.setattr(commands, "_check_startable", lambda *_: None)
     return found
