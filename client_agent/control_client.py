@@ -9,10 +9,10 @@ import grpc
 import grpc.aio
 
 from client_agent.endpoints import Address
+from client_agent.outbox import Outbox
 from whip_core import control
 from whip_core.channel import CHANNEL_OPTIONS
 from whip_core.control_wire import METHOD_PATH, decode_broker_message, encode_agent_message
-from whip_core.outbox import Outbox
 from whip_core.tasks import TaskSet
 
 

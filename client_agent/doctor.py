@@ -28,6 +28,7 @@ from client_agent.endpoints import Address, Endpoint
 from client_agent.settings import AgentSettings
 from whip_core import control, tls
 from whip_core.certificates import certificate_names_pem
+from whip_core.channel import channel_credentials
 from whip_core.checkup import Checkup, Streams, check_certificates, check_machine, check_port
 from whip_core.errors import RemoteProtocolError, SettingsError
 from whip_core.host_patterns import covers_agent
@@ -150,7 +151,7 @@ class _Doctor:
         self, endpoint: Endpoint, address: Address, instance_id: str
     ) -> AsyncIterator[ControlClient]:
         settings = self._settings
-        credentials = tls.grpc_channel_credentials(settings.tls) if settings.tls else None
+        credentials = channel_credentials(settings.tls) if settings.tls else None
         egress = settings.egress
         async with egress_tunnel.way_out(egress, address.ip, address.port) as bridge:
             target = bridge.target if bridge else None

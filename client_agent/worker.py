@@ -20,6 +20,7 @@ from client_agent.renewal import Renewal
 from client_agent.reverse import ReverseConnector
 from client_agent.session import BrokerSession
 from client_agent.settings import AgentSettings
+from whip_core.channel import channel_credentials_of
 from whip_core.credentials import Credentials
 from whip_core.errors import RemoteProtocolError, SettingsError
 from whip_core.metrics import AgentMetrics
@@ -37,12 +38,13 @@ REFUSALS = frozenset(
 )
 """gRPC statuses by which a broker says that it will not have this registration."""
 
+UNTRUSTED = "its certificate is not from a CA in --tls-ca-cert-path"
 CAUSES = {
     "Hostname Verification": "its certificate does not prove the name {name}, but others",
     "Peer name": "its certificate does not prove the name {name}, but others",
-    "CERTIFICATE_VERIFY_FAILED: unable to get": (
-        "its certificate is not from a CA in --tls-ca-cert-path"
-    ),
+    "CERTIFICATE_VERIFY_FAILED: unable to get": UNTRUSTED,
+    # From a broker that shows its CA's certificate besides, as OpenSSL does where it has it.
+    "CERTIFICATE_VERIFY_FAILED: self signed certificate in": UNTRUSTED,
     "WRONG_VERSION_NUMBER": "it does not speak TLS; was it started with --tls=false?",
     "HTTP/2": "what listens there does not speak gRPC",
 }
@@ -210,7 +212,7 @@ class Worker:
             allow_plaintext=self._settings.allow_plaintext,
             egress=self._settings.egress,
         )
-        credentials = tls.grpc_channel() if tls else None
+        credentials = channel_credentials_of(*tls.pem) if tls else None
         renewal = Renewal(tls.expires_at if tls else NEVER)
         async with (
             self._way_out() as target,

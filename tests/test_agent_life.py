@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from client_agent import Agent
+from client_agent import Agent, outbox
 from client_agent.control_client import ControlClient, ControlClosed
 from client_agent.endpoints import Address
 from tunnel import (
@@ -27,7 +27,7 @@ from tunnel import (
     service,
     until,
 )
-from whip_core import Broker, control, outbox
+from whip_core import Broker, control
 from whip_core.errors import (
     StreamCut,
     UnknownName,

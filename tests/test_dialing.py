@@ -25,7 +25,7 @@ from tunnel import (
 )
 from whip_core import Broker, control, hookimpl
 from whip_core.agents import AgentView
-from whip_core.control_server import ControlStream
+from whip_core.control_stream import ControlStream
 from whip_core.errors import (
     AgentGone,
     DialError,

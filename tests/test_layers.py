@@ -27,19 +27,19 @@ LAYERS = {
         "client_agent": "egress endpoints exposure settings",
     },
     1: {  # state, no I/O
-        "whip_core": "activity admission agent_table authorization candidates certificates channel"
-        " control_state control_wire decoded_certificate dial_wire fabric_wire frames"
+        "whip_core": "activity admission agent_table authorization candidates certificates"
+        " control_state control_wire decoded_certificate dial_wire fabric_wire frames grpc_calls"
         " host_patterns outliers parking pem_files picker_choice pickers pki plugin_host"
         " plugin_settings policy policy_file preamble rare_log registry revocation routes sticky",
         "client_agent": "backoff choice reach reconcile renewal",
     },
     2: {  # async I/O
-        "whip_core": "acceptor awaited control_server control_socket credentials deadlines dial"
-        " dial_client dial_socket drain fabric_local fabric_mail fabric_nats forward framed"
-        " heartbeat log_lines outbox parked_pool raw relay reverse_listener session sockets"
-        " stop_signals strangers stream stream_reader systemd tasks tls tls_records tls_transport"
-        " tls_trial web",
-        "client_agent": "berth control_client discovery egress_tunnel local parker reverse",
+        "whip_core": "acceptor awaited channel control_server control_socket control_stream"
+        " credentials deadlines dial dial_client dial_socket drain fabric_local fabric_mail"
+        " fabric_nats forward framed heartbeat log_lines parked_pool raw relay reverse_listener"
+        " session sockets stop_signals strangers stream stream_reader systemd tasks tls tls_records"
+        " tls_transport tls_trial web",
+        "client_agent": "berth control_client discovery egress_tunnel local outbox parker reverse",
     },
     3: {  # assembly
         "whip_core": "__init__ aiohttp audit broker broker_options broker_values checkup cli"
@@ -58,6 +58,7 @@ NOT_BELOW_LAYER_2 = ("asyncio", "grpc", "socket", "ssl")
 ALONE = {
     "google.protobuf": "whip_core.control_wire",
     "h11": "whip_core.web",
+    "h2": "whip_core.grpc_calls",
     "prometheus_client": "whip_core.metrics",
     "whip_core.wire": "whip_core.control_wire",
     "nats": "whip_core.fabric_nats",
@@ -68,7 +69,7 @@ GENERATED = "whip_core.wire"
 SHARED_WITH_THE_AGENT = (
     "certificates channel checkup control control_state control_wire credentials deadlines dial"
     " decoded_certificate errors framed frames hookspecs host_patterns local_request log_lines"
-    " metrics monitor names options outbox parking plugin_host plugin_settings plugin_sources"
+    " metrics monitor names options parking plugin_host plugin_settings plugin_sources"
     " preamble process raw relay routes settings stop_signals systemd tasks tls tls_transport"
     " tls_trial"
 )

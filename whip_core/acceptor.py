@@ -3,7 +3,7 @@
 The event loops' own servers do badly then: asyncio's logs a traceback for each connection
 that waits, uvloop's tries again at once and for ever, which takes half a core, and may close
 its listening socket for good. This one waits a second and tries again; the kernel keeps who
-comes meanwhile. gRPC's own listener does the same, and so is left to itself.
+comes meanwhile.
 """
 
 from __future__ import annotations

@@ -169,9 +169,10 @@ class Broker(Dials):
                     self._registrar,
                     self.settings.listen_hosts,
                     self.settings.grpc_listen_port,
-                    credentials.grpc_server() if credentials else None,
+                    credentials.control_context if credentials else None,
                     register_timeout=self.settings.handshake_timeout,
                     limits=self.settings.limits,
+                    on_refused=self._registrar.connection_refused,
                 )
             )
             if self.settings.dial_listen:

@@ -16,8 +16,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-import grpc
-
 from whip_core import tls
 from whip_core.agents import PeerCertificate
 from whip_core.day import day
@@ -61,6 +59,7 @@ class Credentials:
         self._warned_at: float | None = None
         self._refused: object = None
         self._server: ssl.SSLContext | None = None
+        self._control: ssl.SSLContext | None = None
         self._client: ssl.SSLContext | None = None
         self._seen = self._signature()
         for warning in self._load():
@@ -82,19 +81,22 @@ class Credentials:
             self._server = tls.server_context(self._files)
         return self._server
 
+    def control_context(self) -> ssl.SSLContext:
+        """For an agent's control stream that comes in."""
+        if self._control is None:
+            self._control = tls.control_context(self._files)
+        return self._control
+
     def client_context(self) -> ssl.SSLContext:
         """For a connection that goes out."""
         if self._client is None:
             self._client = tls.client_context(self._files)
         return self._client
 
-    def grpc_server(self) -> grpc.ServerCredentials:
-        """For a gRPC server: each of its handshakes uses what is loaded by then."""
-        return tls.grpc_reloading_server_credentials(lambda: self._grpc)
-
-    def grpc_channel(self) -> grpc.ChannelCredentials:
-        """For one gRPC channel."""
-        return tls.grpc_channel_credentials_of(*self._pem)
+    @property
+    def pem(self) -> tuple[bytes, bytes, bytes]:
+        """What the files of the CA, the key and the certificate hold."""
+        return self._pem
 
     @property
     def expires_at(self) -> float:
@@ -154,9 +156,8 @@ class Credentials:
         # OpenSSL has its say before anything is used.
         context = tls.client_context(files) if self._role is Role.AGENT else None
         server = tls.server_context(files) if self._role is Role.BROKER else None
-        self._client, self._server = context, server
+        self._client, self._server, self._control = context, server, None
         self._pem = (ca, key, cert)
-        self._grpc = tls.grpc_server_configuration(ca, key, cert)
         self._revocations = revocations
         self._expires = expires
         self._warned_at = None

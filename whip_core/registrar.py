@@ -1,6 +1,6 @@
 """The registrar: lets agents in, watches over their sessions, and ends them.
 
-It answers the control server (`control_server.ControlHandler`) and hands each reverse
+It answers the control server (`control_stream.ControlHandler`) and hands each reverse
 connection to the session that it belongs to. A session is entered once and ended once,
 whoever ends it: its agent, silence, another that takes the name, the operator.
 """
@@ -18,7 +18,7 @@ from whip_core import control
 from whip_core.admission import Admission
 from whip_core.agents import AgentView, Peer, Refusal, Registration
 from whip_core.awaited import Awaited
-from whip_core.control_server import ControlStream
+from whip_core.control_stream import ControlStream
 from whip_core.credentials import Credentials
 from whip_core.errors import RegistrationError, RemoteProtocolError, UnknownName
 from whip_core.names import AgentName, check_labels, check_port, normalize

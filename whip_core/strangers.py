@@ -130,7 +130,7 @@ class Stranger(asyncio.Protocol):
 
     def become(self, protocol: asyncio.Protocol, rest: bytes) -> None:
         """Hand the connection over to `protocol`, with what came already."""
-        self._leave()
+        self.leave()
         self.transport.set_protocol(protocol)
         protocol.connection_made(self.transport)
         if rest:
@@ -145,13 +145,13 @@ class Stranger(asyncio.Protocol):
             if wire is None or (plain := wire.plain) is None:
                 return False
             transport, self.address = plain, peer_address(plain)
-        self._leave()
+        self.leave()
         transport.abort()
         return True
 
     def refuse(self, reason: str, why: str) -> None:
         self._strangers.refused(self.address, reason, why)
-        self._leave()
+        self.leave()
         if words := self.farewell(why):
             self.transport.write(words)
         self.transport.close()
@@ -162,8 +162,16 @@ class Stranger(asyncio.Protocol):
         if self.dropped:
             self._transport.abort()
             return
+        self.wait_for_word()
+
+    def wait_for_word(self) -> None:
+        """From now on it has `timeout` seconds."""
         loop = asyncio.get_running_loop()
-        self._deadline = loop.call_later(self._strangers.timeout, self._too_late)
+        self._deadline = loop.call_later(self._strangers.timeout, self.too_late)
+
+    def stop_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -175,14 +183,14 @@ class Stranger(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._leave()
+        self.leave()
 
-    def _too_late(self) -> None:
+    def too_late(self) -> None:
         self.refuse(
             f"{self.reason}-timeout", f"said nothing useful for {self._strangers.timeout:g} s"
         )
 
-    def _leave(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
+    def leave(self) -> None:
+        """Be no stranger any more."""
+        self.stop_waiting()
         self._strangers.leave(self)

@@ -3,7 +3,7 @@
     bare.py serve KIND KEY CERT CA          says its port, ends with its standard input
     bare.py call KIND KEY CERT CA PORT      for a line `N` makes N more calls, and says `called`
 
-KIND is `clear`, `tls`, or `lean` for TLS with the broker's options for little memory.
+KIND is `clear`, `tls`, or `lean` for TLS with gRPC's options for little memory.
 """
 
 from __future__ import annotations
@@ -14,11 +14,17 @@ import sys
 import grpc
 import grpc.aio
 
-from whip_core.control_server import LEAN
+from whip_core.channel import channel_credentials
 from whip_core.control_wire import METHOD, METHOD_PATH, SERVICE
 from whip_core.settings import TLSFiles
-from whip_core.tls import grpc_channel_credentials, grpc_server_credentials
 
+LEAN = [
+    # Octets of a TLS record that is sent, and of a buffer that is held for each connection.
+    # Its default, 16 KiB, is for bulk; this is the least it takes.
+    ("grpc.tsi.max_frame_size", 1024),
+    # A record of each connection's events, for a service that is not offered here.
+    ("grpc.enable_channelz", 0),
+]
 AT_ONCE = 16
 """Handshakes under way."""
 
@@ -36,10 +42,15 @@ async def serve(kind: str, files: TLSFiles) -> None:
     if kind == "clear":
         port = server.add_insecure_port("127.0.0.1:0")
     else:
-        port = server.add_secure_port("127.0.0.1:0", grpc_server_credentials(files))
+        port = server.add_secure_port("127.0.0.1:0", _server_credentials(files))
     await server.start()
     print(port, flush=True)
     await asyncio.to_thread(sys.stdin.read)
+
+
+def _server_credentials(files: TLSFiles) -> grpc.ServerCredentials:
+    chain = [(files.key.read_bytes(), files.cert.read_bytes())]
+    return grpc.ssl_server_credentials(chain, files.ca.read_bytes(), require_client_auth=True)
 
 
 async def call(kind: str, files: TLSFiles, port: int) -> None:
@@ -48,7 +59,7 @@ async def call(kind: str, files: TLSFiles, port: int) -> None:
         ("grpc.enable_http_proxy", 0),
         ("grpc.ssl_target_name_override", "localhost"),
     ]
-    credentials = grpc_channel_credentials(files)
+    credentials = channel_credentials(files)
     kept: list[object] = []
     slots = asyncio.Semaphore(AT_ONCE)
 

@@ -19,14 +19,14 @@ import grpc.aio
 
 from client_agent.reverse import ReverseConnector
 from whip_core import control
-from whip_core.channel import CHANNEL_OPTIONS
+from whip_core.channel import CHANNEL_OPTIONS, channel_credentials
 from whip_core.control_wire import METHOD_PATH, decode_broker_message, encode_agent_message
 from whip_core.errors import AgentGone
 from whip_core.framed import FramedConnection
 from whip_core.frames import Role
 from whip_core.preamble import Preamble
 from whip_core.settings import TLSFiles
-from whip_core.tls import client_context, grpc_channel_credentials
+from whip_core.tls import client_context
 
 AT_ONCE = 16
 """Handshakes under way: enough to keep the broker busy, no storm."""
@@ -85,7 +85,7 @@ async def _few_at_once(jobs: Iterable[Callable[[], Coroutine[Any, Any, Any]]]) -
 
 
 async def main(port: int, first: int, count: int, files: TLSFiles) -> None:
-    credentials = grpc_channel_credentials(files)
+    credentials = channel_credentials(files)
     options = [
         *CHANNEL_OPTIONS,
         ("grpc.use_local_subchannel_pool", 1),  # a connection each, not one for all

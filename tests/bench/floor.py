@@ -2,7 +2,7 @@
 the folder of the tests.
 
 A bare grpc.aio server takes one bidirectional call on each connection, reads one message, answers
-it and waits for the next. What each costs it is what a broker has before a line of ours runs.
+it and waits for the next. That is why the broker's own server stands on h2 instead.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from whip_core.settings import TLSFiles
 KINDS = {
     "clear": "in the clear",
     "tls": "over mTLS",
-    "lean": "over mTLS, with the broker's options",
+    "lean": "over mTLS, with its options for little memory",
 }
 WARM_UP = 50
 SETTLE = 3.0

@@ -22,7 +22,7 @@ import grpc.aio
 
 from client_agent.reverse import ReverseConnector
 from whip_core import control
-from whip_core.channel import CHANNEL_OPTIONS
+from whip_core.channel import CHANNEL_OPTIONS, channel_credentials
 from whip_core.control_wire import METHOD_PATH, decode_broker_message, encode_agent_message
 from whip_core.errors import WhipError
 from whip_core.framed import FramedConnection
@@ -30,7 +30,7 @@ from whip_core.frames import OpenRequested, Role
 from whip_core.preamble import Preamble
 from whip_core.settings import TLSFiles
 from whip_core.tasks import TaskSet
-from whip_core.tls import client_context, grpc_channel_credentials
+from whip_core.tls import client_context
 
 AT_ONCE = 16
 """Registrations under way: enough to keep brokers busy, no storm."""
@@ -53,7 +53,7 @@ class Swarm:
         self.live = 0
         self.tasks = TaskSet()
         self._slots = asyncio.Semaphore(AT_ONCE)
-        self._credentials = grpc_channel_credentials(files)
+        self._credentials = channel_credentials(files)
         context = client_context(files)
         self._connector = ReverseConnector(lambda: context, ENDPOINT, allow_plaintext=False)
         self._options = [

@@ -22,7 +22,7 @@ import grpc
 import grpc.aio
 
 from whip_core import control, preamble
-from whip_core.channel import CHANNEL_OPTIONS
+from whip_core.channel import CHANNEL_OPTIONS, channel_credentials
 from whip_core.control_wire import METHOD_PATH, decode_broker_message, encode_agent_message
 from whip_core.framed import FramedConnection
 from whip_core.frames import FailureCode, OpenRequested, Role
@@ -30,7 +30,7 @@ from whip_core.names import host_port
 from whip_core.preamble import OldPreamble, Preamble
 from whip_core.settings import TLSFiles
 from whip_core.tasks import TaskSet
-from whip_core.tls import client_context, grpc_channel_credentials
+from whip_core.tls import client_context
 
 MessageT = TypeVar("MessageT", bound=control.BrokerMessage)
 
@@ -94,7 +94,7 @@ class ScriptedAgent:
             self._channel = grpc.aio.insecure_channel(target, options=options)
         else:
             options.append(("grpc.ssl_target_name_override", self._tls_name))
-            credentials = grpc_channel_credentials(self._tls)
+            credentials = channel_credentials(self._tls)
             self._channel = grpc.aio.secure_channel(target, credentials, options=options)
         method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(
             METHOD_PATH

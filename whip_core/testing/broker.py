@@ -26,7 +26,7 @@ from whip_core.framed import FramedConnection
 from whip_core.frames import Role
 from whip_core.preamble import Preamble, PreambleReader
 from whip_core.settings import TLSFiles
-from whip_core.tls import grpc_server_credentials, server_context
+from whip_core.tls import server_context
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -59,7 +59,7 @@ class ScriptedBroker:
         if self._tls is None:
             self.control_port = self._server.add_insecure_port("127.0.0.1:0")
         else:
-            credentials = grpc_server_credentials(self._tls)
+            credentials = _grpc_credentials(self._tls)
             self.control_port = self._server.add_secure_port("127.0.0.1:0", credentials)
         await self._server.start()
         self._listener = await asyncio.start_server(
@@ -137,3 +137,11 @@ async def read_old_preamble(reader: asyncio.StreamReader) -> str:
     connection_id = json.loads(await reader.readuntil(b"}"))["connectionID"]
     assert isinstance(connection_id, str)
     return connection_id
+
+
+def _grpc_credentials(files: TLSFiles) -> grpc.ServerCredentials:
+    return grpc.ssl_server_credentials(
+        [(files.key.read_bytes(), files.cert.read_bytes())],
+        root_certificates=files.ca.read_bytes(),
+        require_client_auth=True,
+    )
