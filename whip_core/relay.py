@@ -108,15 +108,23 @@ class RelaySide(asyncio.Protocol):
                 peer._close()
             else:
                 break_off(peer.transport)
-        if self._on_done is not None and (peer is None or peer._lost):
-            on_done, self._on_done = self._on_done, None
-            if peer is not None:
-                peer._on_done = None
+        if peer is None or peer._lost:
+            self._part()
+
+    def _part(self) -> None:
+        """Both transports are lost: keep nothing alive, not even each other."""
+        on_done, self._on_done = self._on_done, None
+        if self.peer is not None:
+            self.peer._on_done = self.peer.peer = None
+            self.peer = None
+        if on_done is not None:
             on_done()
 
     def _begin(self) -> None:
         """Go on, or break off, from where things stood when the pair was joined."""
-        assert self.transport is not None and self.peer is not None
+        assert self.transport is not None
+        if self.peer is None:
+            return  # both were lost before
         if not isinstance(self.transport, Stream):
             reset_if_we_die(self.transport, True)
         if self._paused_early and not (self._lost or self._ended or self.peer._lost):
