@@ -32,8 +32,12 @@ class RelaySide(asyncio.Protocol):
     looks_on = False
     """Whether `data_received` must see what passes once the pair is joined."""
 
-    def __init__(self, on_made: Callable[[RelaySide], None] | None = None) -> None:
+    def __init__(
+        self, on_made: Callable[[RelaySide], None] | None = None, *, resets: bool = False
+    ) -> None:
+        """`resets` is said of a socket that the kernel resets already if we die."""
         self.transport: asyncio.Transport | None = None
+        self._resets = resets
         self._on_made = on_made
         self.peer: RelaySide | None = None
         self._early: list[bytes] = []
@@ -81,14 +85,15 @@ class RelaySide(asyncio.Protocol):
         """End the peer's sending direction; False if that has ended everything."""
         assert self.peer is not None and self.peer.transport is not None
         peer = self.peer.transport
+        if self.peer._ended:
+            # Both directions have ended: nothing is left to carry.
+            self.peer._close()
+            self._close()
+            return True
         if not peer.can_write_eof():
             self.peer._close()
             return False
         peer.write_eof()
-        if self.peer._ended:
-            # Both directions have ended: nothing is left to carry.
-            self._close()
-            self.peer._close()
         return True
 
     def pause_writing(self) -> None:
@@ -125,7 +130,7 @@ class RelaySide(asyncio.Protocol):
         assert self.transport is not None
         if self.peer is None:
             return  # both were lost before
-        if not isinstance(self.transport, Stream):
+        if not (self._resets or isinstance(self.transport, Stream)):
             reset_if_we_die(self.transport, True)
         if self._paused_early and not (self._lost or self._ended or self.peer._lost):
             self.transport.resume_reading()  # first: a peer that is slow pauses it again
