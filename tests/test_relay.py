@@ -236,6 +236,19 @@ async def test_a_service_that_speaks_and_ends_before_the_relay_begins_loses_noth
     assert client.received == b"220 ready\r\n"
 
 
+@every_front()
+async def test_from_a_second_piece_on_what_comes_goes_straight_to_the_other_side(
+    relay: Relayed,
+) -> None:
+    client, service = relay.client, relay.service
+    assert relay.back.transport is not None
+    for piece in (b"one", b"two"):
+        assert relay.front.data_received != relay.back.transport.write
+        client.transport.write(piece)
+        await service.until(lambda piece=piece: service.received.endswith(piece))
+    assert relay.front.data_received == relay.back.transport.write
+
+
 # Resets and cuts
 
 

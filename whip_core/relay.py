@@ -42,6 +42,7 @@ class RelaySide(asyncio.Protocol):
         self.peer: RelaySide | None = None
         self._early: list[bytes] = []
         self._paused_early = False
+        self._has_spoken = False
         self._ended = False
         self._closed = False
         self._lost = False
@@ -76,6 +77,19 @@ class RelaySide(asyncio.Protocol):
         else:
             assert peer.transport is not None
             peer.transport.write(data)
+            if self._has_spoken and not self.looks_on:
+                self._step_aside()
+            self._has_spoken = True
+
+    def _step_aside(self) -> None:
+        """Have what comes go to the peer without us: a stream's second piece is not its last.
+
+        Before, it would not pay: uvloop asks the system twice when a protocol is set.
+        """
+        assert self.transport is not None and self.peer is not None
+        assert self.peer.transport is not None
+        self.data_received = self.peer.transport.write  # type: ignore[method-assign]
+        self.transport.set_protocol(self)  # which looks a protocol's methods up once
 
     def eof_received(self) -> bool:
         self._ended = True
@@ -142,11 +156,6 @@ class RelaySide(asyncio.Protocol):
             self.connection_lost(ConnectionResetError("lost before the relay began"))
         elif self._ended:
             self._pass_end_on()
-        elif self.peer.transport is not None and not self.looks_on:
-            # We need not be called for what passes. Set again, because transports look a
-            # protocol's methods up once.
-            self.data_received = self.peer.transport.write  # type: ignore[method-assign]
-            self.transport.set_protocol(self)
 
     def _close(self) -> None:
         """Nothing is left to send to this side."""
