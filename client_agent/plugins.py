@@ -36,6 +36,8 @@ class AgentPlugins:
 
         Raises `ServiceRefused` with a plugin's reason, or its name if it fails.
         """
+        if not self._host.calls(HOOK):
+            return backend
         request = LocalRequest(dial_id, port, str(backend), broker_id)
         try:
             found = self._host.first_result(HOOK, request)

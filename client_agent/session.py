@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 
-from client_agent import local
 from client_agent.berth import Berth
 from client_agent.control_client import ControlClient
 from client_agent.exposure import Backend, TCPBackend
+from client_agent.local import Services
 from client_agent.plugins import AgentPlugins
 from client_agent.reach import Reach
 from client_agent.reverse import ReverseConnector
@@ -65,6 +65,7 @@ class BrokerSession:
         self._on_leaving = on_leaving
         self._control = ControlState(AGENT_SIDE)
         self._tasks = TaskSet()
+        self._services = Services()
         self._connections: set[FramedConnection] = set()
         self._raw: set[RawConnection] = set()
         self._home: Berth | None = None
@@ -113,6 +114,7 @@ class BrokerSession:
             self._control.end()
             self._close_idle()
             await self._tasks.cancel_all()
+            self._services.close()
 
     async def drain(self) -> None:
         """Take no new dials, say so, and wait until the streams have ended."""
@@ -284,7 +286,7 @@ class BrokerSession:
             return
         try:
             backend = self._backend(request.port, dial_id)
-            side = await local.connect(backend)
+            side = await self._services.connect(backend)
         except ServiceRefused as error:
             logger.warning("dial %s: %s", dial, error)
             connection.refuse(FailureCode.SERVICE_REFUSED, str(error))
@@ -324,7 +326,7 @@ class BrokerSession:
     async def _answer_old(self, request: control.Connect) -> None:
         try:
             backend = self._backend(request.local_port, request.connection_id)
-            side = await local.connect(backend)
+            side = await self._services.connect(backend)
         except ServiceRefused as error:
             self._failed(request, error)
             return

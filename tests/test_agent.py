@@ -13,6 +13,7 @@ import pytest
 
 from client_agent import local, parse_exposure
 from client_agent.exposure import TCPBackend, UnixBackend
+from client_agent.local import Services
 from tunnel import (
     Log,
     Watch,
@@ -61,7 +62,7 @@ def test_a_service_that_takes_no_connection_is_blamed_before_the_broker_gives_up
                 socket.create_connection(("127.0.0.1", port)),
                 pytest.raises(ServiceRefused, match=f"cannot connect to .*:{port} within 0.1"),
             ):
-                await local.connect(TCPBackend("127.0.0.1", port))
+                await Services().connect(TCPBackend("127.0.0.1", port))
 
     run(main())
 
@@ -256,13 +257,13 @@ def test_a_dial_fails_at_once_when_the_agent_loses_its_session_before_it_has_ans
 ) -> None:
     connecting = asyncio.Event()
 
-    async def connect(_: object) -> None:
+    async def connect(*_: object) -> None:
         connecting.set()
         await asyncio.get_running_loop().create_future()
 
     async def main() -> None:
         async with registered("80=1") as (broker, stream):
-            monkeypatch.setattr(local, "connect", connect)
+            monkeypatch.setattr(Services, "connect", connect)
             await stream.send(control.Connect("one", "127.0.0.1", broker.reverse_port, 80))
             _, connection = await broker.framed_connection()
             dial = asyncio.get_running_loop().create_task(connection.open(80, DIAL_ID, extra={}))
@@ -277,7 +278,7 @@ def test_a_dial_fails_at_once_when_the_agent_loses_its_session_before_it_has_ans
 def test_a_burst_of_requests_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     connecting: list[object] = []
 
-    async def connect(backend: object) -> None:
+    async def connect(_: Services, backend: object) -> None:
         connecting.append(backend)
         await asyncio.get_running_loop().create_future()
 
@@ -286,7 +287,7 @@ def test_a_burst_of_requests_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> 
             ScriptedBroker() as broker,
             running(agent_settings(broker.control_port, ports="80")),
         ):
-            monkeypatch.setattr(local, "connect", connect)
+            monkeypatch.setattr(Services, "connect", connect)
             stream = await broker.agent()
             await stream.receive()
             for number in range(2000):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import socket
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -125,6 +127,36 @@ def every_front(
     return decorate
 
 
+def test_a_relay_that_is_over_leaves_nothing_to_the_garbage_collector() -> None:
+    async def main() -> None:
+        async with relayed(FRAMED_IN_MEMORY) as made:
+            made.join()
+            made.client.transport.write_eof()
+            made.service.transport.write_eof()
+            while not made.done:
+                await asyncio.sleep(0)
+        assert made.pair is not None
+        over = [weakref.ref(each) for each in (made.front, made.back, made.pair.other)]
+        del made
+        await turns()
+        assert [each() for each in over] == [None, None, None]
+
+    gc.disable()
+    try:
+        run(main())
+    finally:
+        gc.enable()
+
+
+@every_front(joined=False)
+async def test_both_sides_may_be_lost_before_they_are_joined(relay: Relayed) -> None:
+    break_off(relay.client.transport)
+    break_off(relay.service.transport)
+    while not (relay.front._lost and relay.back._lost):
+        await asyncio.sleep(0)
+    relay.join()
+
+
 # Data and ends
 
 
@@ -202,6 +234,19 @@ async def test_a_service_that_speaks_and_ends_before_the_relay_begins_loses_noth
     relay.join()
     await client.until(lambda: client.ended)
     assert client.received == b"220 ready\r\n"
+
+
+@every_front()
+async def test_from_a_second_piece_on_what_comes_goes_straight_to_the_other_side(
+    relay: Relayed,
+) -> None:
+    client, service = relay.client, relay.service
+    assert relay.back.transport is not None
+    for piece in (b"one", b"two"):
+        assert relay.front.data_received != relay.back.transport.write
+        client.transport.write(piece)
+        await service.until(lambda piece=piece: service.received.endswith(piece))
+    assert relay.front.data_received == relay.back.transport.write
 
 
 # Resets and cuts

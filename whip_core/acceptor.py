@@ -9,7 +9,6 @@ comes meanwhile.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
 import socket
@@ -86,9 +85,7 @@ class Acceptor:
 
     async def _adopt(self, connection: socket.socket) -> None:
         try:
-            connection.setblocking(False)
-            with contextlib.suppress(OSError):
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # Either loop makes it non-blocking and sets TCP_NODELAY itself.
             await self._loop.connect_accepted_socket(self._factory, connection)
         except OSError as error:
             logger.debug("an accepted connection was lost: %s", error)

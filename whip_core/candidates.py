@@ -50,6 +50,7 @@ class Candidates(Generic[Session]):
     def __init__(self, sessions: Iterable[Session], asked_port: int) -> None:
         self._sessions = tuple(sessions)
         self._asked_port = asked_port
+        self._first: Candidate[Session] | None = None
         self.views: Sequence[AgentView] = _Views(self._sessions)
         """What pickers are given: the same object for as long as nobody comes or goes."""
 
@@ -60,7 +61,9 @@ class Candidates(Generic[Session]):
         return (self._candidate(session) for session in self._sessions)
 
     def first(self) -> Candidate[Session]:
-        return self._candidate(self._sessions[0])
+        if self._first is None:
+            self._first = self._candidate(self._sessions[0])
+        return self._first
 
     def _candidate(self, session: Session) -> Candidate[Session]:
         port = exposed_port(session.ports, self._asked_port)

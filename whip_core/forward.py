@@ -23,7 +23,7 @@ from whip_core.host_patterns import address_or_none
 from whip_core.names import Target, host_port
 from whip_core.relay import RelaySide, break_off, join
 from whip_core.settings import is_loopback
-from whip_core.sockets import bind, bind_unix, peer_address
+from whip_core.sockets import accepted_reset_if_we_die, bind, bind_unix, peer_address
 from whip_core.stream import Stream
 from whip_core.tasks import TaskSet
 
@@ -104,6 +104,8 @@ async def forwarding(
         host, port = sockets[0].getsockname()[:2]
         address = host, port
         spec = dataclasses.replace(spec, port=port)
+    for sock in sockets:
+        accepted_reset_if_we_die(sock)
     acceptors = [Acceptor(sock, listener.accept) for sock in sockets]
     logger.info("forwarding %s", spec)
     tasks = TaskSet()
@@ -138,7 +140,7 @@ class _Listener:
         """And their dials, as far as they are under way and nobody awaits them."""
 
     def accept(self) -> RelaySide:
-        return RelaySide(on_made=self._accepted)
+        return RelaySide(self._accepted, resets=True)
 
     def _accepted(self, side: RelaySide) -> None:
         assert side.transport is not None

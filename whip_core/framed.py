@@ -58,6 +58,8 @@ class FramedConnection(asyncio.Protocol):
     """
 
     can_half_close = True
+    transport: asyncio.Transport
+    """From `connection_made` on."""
     reset_why = ""
     """What the peer said when it broke the connection, if it did."""
 
@@ -78,7 +80,6 @@ class FramedConnection(asyncio.Protocol):
         self._on_open = on_open
         self._on_idle = on_idle
         self._on_lost = on_lost
-        self._transport: asyncio.Transport | None = None
         self._peer_address: tuple[str, int] | None = None
         self._stream: Stream | None = None
         self._opening: Opening | None = None
@@ -110,11 +111,6 @@ class FramedConnection(asyncio.Protocol):
     def _is_broken(self) -> bool:
         """Whether nothing may be sent: a RESET was read, if not yet dealt with, or written."""
         return self._codec.state is _CLOSED
-
-    @property
-    def transport(self) -> asyncio.Transport:
-        assert self._transport is not None
-        return self._transport
 
     @property
     def peer_address(self) -> tuple[str, int]:
@@ -207,7 +203,7 @@ class FramedConnection(asyncio.Protocol):
     # asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = duplex(transport)
+        self.transport = duplex(transport)
         keep_alive(transport)
         ping = self._ping if self._codec.role is Role.OPENER else None
         self._heartbeat = Heartbeat(
@@ -399,7 +395,7 @@ class FramedConnection(asyncio.Protocol):
     # The carrier's side (`stream.Carrier`). A stream that is over has no say any more.
 
     def send_data(self, stream: Stream, data: bytes | memoryview) -> None:
-        if stream is not self._stream or self._is_broken:
+        if stream is not self._stream or self._codec.state is _CLOSED:
             return
         size = len(data)
         if size <= JOIN_SIZE:

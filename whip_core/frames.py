@@ -231,7 +231,7 @@ class FrameCodec:
         if len(dial_id) != DIAL_ID_SIZE:
             raise LocalProtocolError(f"a dial id has {DIAL_ID_SIZE} bytes")
         body = port.to_bytes(2, "big") + dial_id + name.encode()
-        if len(body) > self._most(FrameType.OPEN):
+        if len(body) > MAX_CONTROL_SIZE and len(body) > self._most(FrameType.OPEN):
             raise LocalProtocolError(
                 f"a dial's facts take {len(body)} bytes (at most {self._most(FrameType.OPEN)})"
             )
@@ -353,7 +353,7 @@ class FrameCodec:
         if len(view) < whole:
             partial += view
             return len(view)
-        events.append(self._event(frame_type, bytes(view[HEADER_SIZE:whole])))
+        events.append(self._parse(frame_type, bytes(view[HEADER_SIZE:whole])))
         return whole
 
     def _complete(self, view: memoryview, events: list[Event]) -> int:
@@ -374,7 +374,7 @@ class FrameCodec:
         if len(body) == missing:
             whole = bytes(partial[HEADER_SIZE:])
             partial.clear()
-            events.append(self._event(frame_type, whole))
+            events.append(self._parse(frame_type, whole))
         return taken + len(body)
 
     def _header(self, view: memoryview) -> tuple[FrameType, int]:
@@ -395,13 +395,6 @@ class FrameCodec:
         carries_facts = frame_type in (FrameType.OPEN, FrameType.OPENED)
         return MAX_ASK_SIZE if self._dial_socket and carries_facts else MAX_CONTROL_SIZE
 
-    def _event(self, frame_type: FrameType, body: bytes) -> Event:
-        event = self._parse(frame_type, body)
-        after = self._may_receive[frame_type]
-        if after is not self.state:
-            self._enter(after)
-        return event
-
     def _reject(self, number: int) -> NoReturn:
         if number not in _FRAME_TYPES:
             raise RemoteProtocolError(f"unknown frame type {number:#04x}")
@@ -410,6 +403,10 @@ class FrameCodec:
         )
 
     def _parse(self, frame_type: FrameType, body: bytes) -> Event:
+        """Read a frame that may be received, and enter the state that is after it."""
+        after = self._may_receive[frame_type]
+        if after is not self.state:
+            self._enter(after)
         match frame_type:
             case FrameType.OPEN:
                 if len(body) < 2 + DIAL_ID_SIZE:

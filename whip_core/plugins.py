@@ -58,6 +58,10 @@ class Plugins:
             for call in self._host.calls(hook)
         )
         """Whether any of them resolves or picks by who asks."""
+        self.judge_dials = bool(self._host.calls("whip_authorize_dial"))
+        """Whether any of them has a say in who may dial."""
+        self.resolve_dials = bool(self._host.calls("whip_resolve"))
+        """Whether any of them has a say in what a target stands for."""
 
     def start(self, registry: object) -> None:
         """Tell them their settings, and where their metrics go. Raises `SettingsError`."""
@@ -144,16 +148,6 @@ class Plugins:
             raise PluginError(f"{target}: {failed}") from failed
 
     # Events
-
-    @property
-    def judge_dials(self) -> bool:
-        """Whether any plugin has a say in who may dial."""
-        return bool(self._host.calls("whip_authorize_dial"))
-
-    @property
-    def resolve_dials(self) -> bool:
-        """Whether any plugin has a say in what a target stands for."""
-        return bool(self._host.calls("whip_resolve"))
 
     def check_fabric(self, settings: FabricSettings) -> None:
         """Raises `SettingsError` if it is known before the start that nobody can make it.

@@ -32,12 +32,17 @@ class RelaySide(asyncio.Protocol):
     looks_on = False
     """Whether `data_received` must see what passes once the pair is joined."""
 
-    def __init__(self, on_made: Callable[[RelaySide], None] | None = None) -> None:
+    def __init__(
+        self, on_made: Callable[[RelaySide], None] | None = None, *, resets: bool = False
+    ) -> None:
+        """`resets` is said of a socket that the kernel resets already if we die."""
         self.transport: asyncio.Transport | None = None
+        self._resets = resets
         self._on_made = on_made
         self.peer: RelaySide | None = None
         self._early: list[bytes] = []
         self._paused_early = False
+        self._has_spoken = False
         self._ended = False
         self._closed = False
         self._lost = False
@@ -72,6 +77,19 @@ class RelaySide(asyncio.Protocol):
         else:
             assert peer.transport is not None
             peer.transport.write(data)
+            if self._has_spoken and not self.looks_on:
+                self._step_aside()
+            self._has_spoken = True
+
+    def _step_aside(self) -> None:
+        """Have what comes go to the peer without us: a stream's second piece is not its last.
+
+        Before, it would not pay: uvloop asks the system twice when a protocol is set.
+        """
+        assert self.transport is not None and self.peer is not None
+        assert self.peer.transport is not None
+        self.data_received = self.peer.transport.write  # type: ignore[method-assign]
+        self.transport.set_protocol(self)  # which looks a protocol's methods up once
 
     def eof_received(self) -> bool:
         self._ended = True
@@ -81,14 +99,15 @@ class RelaySide(asyncio.Protocol):
         """End the peer's sending direction; False if that has ended everything."""
         assert self.peer is not None and self.peer.transport is not None
         peer = self.peer.transport
+        if self.peer._ended:
+            # Both directions have ended: nothing is left to carry.
+            self.peer._close()
+            self._close()
+            return True
         if not peer.can_write_eof():
             self.peer._close()
             return False
         peer.write_eof()
-        if self.peer._ended:
-            # Both directions have ended: nothing is left to carry.
-            self._close()
-            self.peer._close()
         return True
 
     def pause_writing(self) -> None:
@@ -108,16 +127,24 @@ class RelaySide(asyncio.Protocol):
                 peer._close()
             else:
                 break_off(peer.transport)
-        if self._on_done is not None and (peer is None or peer._lost):
-            on_done, self._on_done = self._on_done, None
-            if peer is not None:
-                peer._on_done = None
+        if peer is None or peer._lost:
+            self._part()
+
+    def _part(self) -> None:
+        """Both transports are lost: keep nothing alive, not even each other."""
+        on_done, self._on_done = self._on_done, None
+        if self.peer is not None:
+            self.peer._on_done = self.peer.peer = None
+            self.peer = None
+        if on_done is not None:
             on_done()
 
     def _begin(self) -> None:
         """Go on, or break off, from where things stood when the pair was joined."""
-        assert self.transport is not None and self.peer is not None
-        if not isinstance(self.transport, Stream):
+        assert self.transport is not None
+        if self.peer is None:
+            return  # both were lost before
+        if not (self._resets or isinstance(self.transport, Stream)):
             reset_if_we_die(self.transport, True)
         if self._paused_early and not (self._lost or self._ended or self.peer._lost):
             self.transport.resume_reading()  # first: a peer that is slow pauses it again
@@ -129,11 +156,6 @@ class RelaySide(asyncio.Protocol):
             self.connection_lost(ConnectionResetError("lost before the relay began"))
         elif self._ended:
             self._pass_end_on()
-        elif self.peer.transport is not None and not self.looks_on:
-            # We need not be called for what passes. Set again, because transports look a
-            # protocol's methods up once.
-            self.data_received = self.peer.transport.write  # type: ignore[method-assign]
-            self.transport.set_protocol(self)
 
     def _close(self) -> None:
         """Nothing is left to send to this side."""

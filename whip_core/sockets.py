@@ -22,7 +22,6 @@ in microseconds, milliseconds since the last acknowledgement."""
 _LINGER_ZERO = struct.pack("ii", 1, 0)
 _MORE_THAN_LATE = 1.25
 """Timeouts without an answer: the last retransmission was not answered in its time."""
-_INTERNET = (socket.AF_INET, socket.AF_INET6)
 _LINGER_OFF = struct.pack("ii", 0, 0)
 
 
@@ -44,13 +43,18 @@ def reset_if_we_die(transport: asyncio.BaseTransport, wanted: bool) -> None:
     _linger(transport, _LINGER_ZERO if wanted else _LINGER_OFF)
 
 
+def accepted_reset_if_we_die(listener: socket.socket) -> None:
+    """Have it so, by `reset_if_we_die`, for each connection that `listener` accepts."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+
+
 def _linger(transport: asyncio.BaseTransport, value: bytes) -> None:
     sock = transport.get_extra_info("socket")
-    if sock is None or sock.family not in _INTERNET:
+    if sock is None:
         return
     try:
         # As uvloop does it itself, but without the detours of Python's own class on the way:
-        # this is done twice for each stream.
+        # this is done twice for each stream. A unix socket takes the option, and has no resets.
         plain = socket.SocketType(socket.AF_INET, socket.SOCK_STREAM, 0, sock.fileno())
     except (OSError, ValueError):  # closed already
         return

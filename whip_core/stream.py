@@ -292,7 +292,11 @@ class Stream(asyncio.Transport):
         self._closing = True
         if self._protocol is not None:
             # As in asyncio: never from inside the call that caused it.
-            asyncio.get_running_loop().call_soon(self._protocol.connection_lost, self._error)
+            asyncio.get_running_loop().call_soon(self._tell_lost, self._protocol)
+
+    def _tell_lost(self, protocol: asyncio.BaseProtocol) -> None:
+        protocol.connection_lost(self._error)
+        self._protocol = self._deliver = self._straight = None  # which refer back to this
 
 
 def cut(why: str) -> StreamCut:

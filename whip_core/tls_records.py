@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-from typing import cast
 
 RECORD_SIZE = 16 * 1024
 """Octets of a stream in one TLS record, at most (RFC 8446 §5.1)."""
@@ -23,14 +22,17 @@ _HEADER_SIZE = 5
 
 
 class TLSRecords:
-    """`over` is set once nothing more can come: `error` says why, None is close_notify."""
+    """`over` is set once nothing more can come: `error` says why, None is close_notify.
+
+    `outgoing`, to look at only, has something `pending` if there is something `to_send`.
+    """
 
     def __init__(
         self, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None
     ) -> None:
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.ssl_object = context.wrap_bio(
-            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
+            self._incoming, self.outgoing, server_side=server_side, server_hostname=server_hostname
         )
         self._header = b""  # of a record of which nothing else has come
         self._missing = 0  # octets of the record whose beginning has come
@@ -47,18 +49,18 @@ class TLSRecords:
 
     def to_send(self) -> bytes:
         """What OpenSSL has to say besides what `encrypt` gives."""
-        return self._outgoing.read() if self._outgoing.pending else b""
+        return self.outgoing.read() if self.outgoing.pending else b""
 
     def encrypt(self, data: bytes | bytearray | memoryview) -> bytes:
         """The records that carry `data`."""
         write = self.ssl_object.write
         if len(data) <= RECORD_SIZE:
             write(data)
-            return self._outgoing.read()
+            return self.outgoing.read()
         view, records = memoryview(data), []
         for start in range(0, len(view), RECORD_SIZE):
             write(view[start : start + RECORD_SIZE])
-            records.append(self._outgoing.read())
+            records.append(self.outgoing.read())
         return b"".join(records)
 
     def close(self) -> bytes:
@@ -112,6 +114,12 @@ class TLSRecords:
 
     def _feed_record(self, received: memoryview) -> int:
         """Feed octets to the end of a record; how many. Nothing is `_missing` if it is there."""
+        size = len(received)
+        if size > _HEADER_SIZE and not (self._missing or self._header):
+            end = _HEADER_SIZE + (received[3] << 8) + received[4]
+            if end <= size:
+                self._incoming.write(received[:end])
+                return end
         taken = 0
         if not self._missing:
             taken = min(_HEADER_SIZE - len(self._header), len(received))
@@ -130,7 +138,7 @@ class TLSRecords:
         """Decrypt one record; how many octets it carries, 0 for one that says something else."""
         try:
             # With a buffer to fill it gives the count; the stubs know only the other form.
-            count = cast(int, self.ssl_object.read(len(buffer), buffer))
+            count: int = self.ssl_object.read(len(buffer), buffer)  # type: ignore[assignment]
         except ssl.SSLWantReadError:
             return 0
         except ssl.SSLZeroReturnError:

@@ -174,7 +174,8 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
     def _after_reading(self) -> None:
         """What OpenSSL has to say of what was read, if anything."""
         records = self._records
-        self._flush()
+        if records.outgoing.pending:
+            self._flush()
         if not records.over or self._closing:
             return
         if records.error is not None:
