@@ -118,6 +118,8 @@ class FaultyAnswers:
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         """The instance itself was asked for: it gets to see nothing of the request."""
+        if not self._faults.any_on:
+            return
         instance = _normalized(flow.request.host)
         fault = self._faults.on(instance)
         if fault is not None and fault.kind == "status" and flow.response is None:
