@@ -58,7 +58,7 @@ class Ambiguous:
 
     def _for_another_name(self, request: Request) -> str | None:
         for name in _names(request):
-            if name == request.host:  # nearly always
+            if name in ("", request.host):  # nearly always
                 continue
             if self._is_ours(name) and not self._are_together(name, request.host):
                 return (

@@ -85,6 +85,8 @@ class HalfClosingWriter:
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
+        # What mitmproxy calls at every request, found at once.
+        self.write, self.drain, self.is_closing = writer.write, writer.drain, writer.is_closing
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._writer, name)
