@@ -19,16 +19,19 @@ Whoever sets mitmproxy's `validate_inbound_headers` to false wants such requests
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 
 from mitmproxy import ctx
 from mitmproxy.http import HTTPFlow, Request
 
 from whip_addon.answers import plain_response
+from whip_addon.fields import text, values
 from whip_core.names import is_within, normalize, printable
 
 TOLD = 80
 """Characters of a name or header that are repeated to the client."""
+BROKEN_LINE = re.compile(rb"[\r\n\0]")
 
 
 class Ambiguous:
@@ -55,6 +58,8 @@ class Ambiguous:
 
     def _for_another_name(self, request: Request) -> str | None:
         for name in _names(request):
+            if name in ("", request.host):  # nearly always
+                continue
             if self._is_ours(name) and not self._are_together(name, request.host):
                 return (
                     f"the request is for {printable(request.host, TOLD)}, "
@@ -74,10 +79,10 @@ class Ambiguous:
 
 
 def _malformed(request: Request) -> str | None:
-    if len(request.headers.get_all("host")) > 1:
+    if len(values(request, b"host")) > 1:
         return "the request has several Host headers"
     for name, value in request.headers.fields:
-        if any(octet in value for octet in b"\r\n\0"):
+        if BROKEN_LINE.search(value):
             shown = printable(name.decode(errors="replace"), TOLD)
             return f"the header {shown} goes on in the next line, or has a control character"
     return None
@@ -88,5 +93,5 @@ def _names(request: Request) -> Iterator[str]:
 
     Names only, as lenient as a service may be: an address is never whip's.
     """
-    for authority in (*request.headers.get_all("host"), request.authority):
+    for authority in (*map(text, values(request, b"host")), request.authority):
         yield authority.rpartition("@")[2].partition(":")[0].strip()

@@ -29,6 +29,7 @@ from mitmproxy.proxy.layers import TCPLayer
 
 from whip_addon import transports
 from whip_addon.answers import Answer, plain_response
+from whip_addon.fields import values
 from whip_core.sockets import abort_with_reset
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,8 @@ class HalfClosingWriter:
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
+        # What mitmproxy calls at every request, found at once.
+        self.write, self.drain, self.is_closing = writer.write, writer.drain, writer.is_closing
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._writer, name)
@@ -144,6 +147,8 @@ class BrokenStreams:
             self._until_end[http_flow.server_conn] = weakref.ref(http_flow)
 
     def response(self, http_flow: http.HTTPFlow) -> None:
+        if not (self._until_end or self._broken):
+            return
         self._until_end.pop(http_flow.server_conn, None)
         text = self._broken.pop(http_flow, None)
         if text is None or http_flow.response is None:
@@ -180,8 +185,15 @@ def _noted(by_server: ByServer[Noted], server: Server) -> Noted | None:
 
 
 def _ends_with_connection(http_flow: http.HTTPFlow) -> bool:
+    response = http_flow.response
+    if (
+        response is not None
+        and any(values(response, b"content-length"))
+        and not values(response, b"transfer-encoding")
+    ):
+        return False  # nearly always
     try:
-        return http1.expected_http_body_size(http_flow.request, http_flow.response) == -1
+        return http1.expected_http_body_size(http_flow.request, response) == -1
     except ValueError:
         return False
 

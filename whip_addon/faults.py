@@ -86,6 +86,10 @@ class Faults:
         return self._active.get(instance) if self._active and instance is not None else None
 
     @property
+    def any_on(self) -> bool:
+        return bool(self._active)
+
+    @property
     def active(self) -> dict[str, Fault]:
         return dict(self._active)
 

@@ -47,7 +47,7 @@ class FaultyStream:
         self.reader: Any = _FaultyReader(self, reader)
         self.writer: Any = _FaultyWriter(self, writer)
 
-    async def read(self, n: int) -> bytes:
+    async def read(self, n: int = -1) -> bytes:
         fault = self._faults.on(self._instance)
         if fault is not None and fault.kind == "throttle" and n != 0:
             piece = max(int(fault.amount) // TICKS, 1)
@@ -81,20 +81,19 @@ class FaultyStream:
 
 class _FaultyReader:
     def __init__(self, stream: FaultyStream, reader: asyncio.StreamReader) -> None:
-        self._stream = stream
+        self.read = stream.read
         self._reader = reader
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reader, name)
-
-    async def read(self, n: int = -1) -> bytes:
-        return await self._stream.read(n)
 
 
 class _FaultyWriter:
     def __init__(self, stream: FaultyStream, writer: asyncio.StreamWriter) -> None:
         self._stream = stream
         self._writer = writer
+        # What mitmproxy calls at every request, found at once.
+        self.drain, self.is_closing = writer.drain, writer.is_closing
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._writer, name)
@@ -118,6 +117,8 @@ class FaultyAnswers:
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         """The instance itself was asked for: it gets to see nothing of the request."""
+        if not self._faults.any_on:
+            return
         instance = _normalized(flow.request.host)
         fault = self._faults.on(instance)
         if fault is not None and fault.kind == "status" and flow.response is None:

@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 from mitmproxy.http import HTTPFlow
 
-HEADER = "x-forwarded-for"
+from whip_addon.fields import values
+
+HEADER = b"x-forwarded-for"
 
 
 class Forwarded:
@@ -19,9 +21,12 @@ class Forwarded:
         self._is_ours = is_ours
 
     def requestheaders(self, flow: HTTPFlow) -> None:
-        headers = flow.request.headers
-        if flow.is_replay or not (HEADER in headers or self._is_ours(flow.request.host)):
+        hops = values(flow.request, HEADER)
+        if flow.is_replay or not (hops or self._is_ours(flow.request.host)):
             return
-        # `get_all` and one line: several lines mean the same list (RFC 9110 §5.3).
-        hops = [*headers.get_all(HEADER), str(flow.client_conn.peername[0])]
-        headers[HEADER] = ", ".join(hops)
+        client = str(flow.client_conn.peername[0]).encode()
+        if hops:
+            # In one line: several mean the same list (RFC 9110 §5.3).
+            flow.request.headers[HEADER] = b", ".join([*hops, client])
+        else:
+            flow.request.headers.add(HEADER, client)

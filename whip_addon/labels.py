@@ -12,6 +12,7 @@ comment, and the facts under `_whip`.
 from __future__ import annotations
 
 import weakref
+from dataclasses import dataclass
 from typing import Any
 
 from mitmproxy import ctx
@@ -30,25 +31,32 @@ SINKS = ("save", "savehar", "dumper")
 """mitmproxy's addons that take in an HTTP flow that ended in an error."""
 
 
+@dataclass(slots=True)
+class _Tunnel:
+    facts: Facts
+    first: str = ""
+    """The id of the flow that had it first."""
+
+
 class Labels:
     """`dialled` tells of a new connection; the hooks label the flows that use it."""
 
     name = "whip.labels"
 
     def __init__(self) -> None:
-        self._facts: weakref.WeakKeyDictionary[Server, Facts] = weakref.WeakKeyDictionary()
-        self._first: weakref.WeakKeyDictionary[Server, str] = weakref.WeakKeyDictionary()
+        self._tunnels: weakref.WeakKeyDictionary[Server, _Tunnel] = weakref.WeakKeyDictionary()
         # Weak, as a flow holds its server.
         self._tcp: weakref.WeakKeyDictionary[Server, weakref.ref[TCPFlow]] = (
             weakref.WeakKeyDictionary()
         )
 
     def dialled(self, server: Server, facts: Facts) -> None:
-        self._facts[server] = facts
+        self._tunnels[server] = _Tunnel(facts)
 
     def facts_of(self, server: Server) -> Facts | None:
         """The facts of the connection, if it was opened through whip."""
-        return self._facts.get(server)
+        tunnel = self._tunnels.get(server)
+        return tunnel.facts if tunnel is not None else None
 
     def faulted(self, flow: Flow, fault: str) -> None:
         """Note on the flow that it met a fault."""
@@ -83,10 +91,10 @@ class Labels:
             _show(flow)
 
     def _label(self, flow: Flow) -> None:
-        facts = self._facts.get(flow.server_conn)
-        if facts is not None:
-            first = self._first.setdefault(flow.server_conn, flow.id)
-            _write(flow, {**facts, REUSED: first != flow.id})
+        tunnel = self._tunnels.get(flow.server_conn)
+        if tunnel is not None:
+            tunnel.first = tunnel.first or flow.id
+            _write(flow, {**tunnel.facts, REUSED: tunnel.first != flow.id})
 
     def _label_error(self, flow: Flow) -> bool:
         """Whether it was a failed dial of ours."""

@@ -41,6 +41,7 @@ from whip_addon.gate import Gate
 from whip_addon.guard import Guard
 from whip_addon.internal import is_internal
 from whip_addon.labels import Labels
+from whip_addon.parts import Parts
 from whip_addon.passthrough import Passthrough
 from whip_addon.pins import Pins
 from whip_addon.plugin_addons import PluginAddons
@@ -144,8 +145,7 @@ class WhipAddon:
         self._draining = Draining(self._dialer.agent_leaves)
         self._door = Door(callers.prove_names)
         self._brought = PluginAddons()
-        self.addons: list[object] = [
-            Gate(),
+        parts = Parts(
             Guard(lambda: self._trouble, self._way, self._dialer.has_dialled),
             self._door,
             Ambiguous(self._routes, self._domains),
@@ -161,10 +161,9 @@ class WhipAddon:
             labels,
             Vouching(labels.facts_of, self._dialer.has_dialled),
             FaultyAnswers(prompt.faults, labels),
-            prompt,
             Counting(self._counts),
-            self._brought,
-        ]
+        )
+        self.addons: list[object] = [Gate(), parts, prompt, self._brought]
         if self._is_second:
             self.addons.clear()
 

@@ -180,8 +180,10 @@ class Reuse(Held):
     def _finished(self, flow: HTTPFlow) -> None:
         """Let others have the connection, if some wait. The flow is over after its last hook."""
         server = flow.server_conn
-        if server in self._opened and any(
-            other.address == server.address for other in self._waiting
+        if (
+            self._waiting
+            and server in self._opened
+            and any(other.address == server.address for other in self._waiting)
         ):
             loop = asyncio.get_running_loop()
             loop.call_soon(self._make_room, flow.client_conn, server)

@@ -17,9 +17,11 @@ from mitmproxy.http import HTTPFlow, Message
 from mitmproxy.tcp import TCPFlow
 from mitmproxy.utils import human
 
-ENDLESS = ("text/event-stream", "multipart/x-mixed-replace")
+from whip_addon.fields import values
+
+ENDLESS = (b"text/event-stream", b"multipart/x-mixed-replace")
 """Responses that go on for as long as the client listens."""
-BOTH_WAYS = "application/grpc"
+BOTH_WAYS = b"application/grpc"
 """Requests and responses that answer each other while both go on (gRPC over HTTP/2 spec)."""
 
 
@@ -61,6 +63,6 @@ class Streaming:
         self._recorded[flow] = recorded
 
 
-def _content_type(message: Message) -> str:
-    header: str = message.headers.get("content-type", "")
-    return header.strip().lower()
+def _content_type(message: Message) -> bytes:
+    found = values(message, b"content-type")
+    return found[0].strip().lower() if found else b""

@@ -26,8 +26,11 @@ UNABLE = "HTTP trailers are not implemented"
 """How a mitmproxy says that it cannot read them (mitmproxy/proxy/layers/http/_http1.py)."""
 
 
+TRAILERS = (RequestTrailers, ResponseTrailers)
+
+
 class _WithoutTrailers:
-    """h11's reader of a body, whose end has no headers."""
+    """h11's reader of a chunked body, whose end has no headers."""
 
     def __init__(self, reader: Any) -> None:
         self._reader = reader
@@ -41,15 +44,25 @@ class _WithoutTrailers:
 
 
 def _reading_none(make_body_reader: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *arguments: _WithoutTrailers(make_body_reader(*arguments))
+    chunked = getattr(_http1, "ChunkedReader", object)  # or whatever reads
+
+    def make(*arguments: Any) -> Any:
+        reader = make_body_reader(*arguments)
+        return _WithoutTrailers(reader) if isinstance(reader, chunked) else reader
+
+    return make
 
 
 def _sending_none(handle_event: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    # No generator itself: each command of every message would pass through it.
     def handle(connection: Any, event: Any) -> Iterator[Any]:
-        if not isinstance(event, RequestTrailers | ResponseTrailers):
-            yield from handle_event(connection, event)
+        return _nothing() if isinstance(event, TRAILERS) else handle_event(connection, event)
 
     return handle
+
+
+def _nothing() -> Iterator[Any]:
+    yield from ()
 
 
 def _is_unable(connection: Any) -> bool:

@@ -20,6 +20,7 @@ from mitmproxy.connection import Server
 from mitmproxy.http import HTTPFlow, Response
 
 from whip_addon.facts import INSTANCE, Facts
+from whip_addon.fields import values
 from whip_addon.internal import HOST, is_internal
 
 QUESTION = "Whip-Who-Answers"
@@ -49,12 +50,11 @@ class Vouching:
         self._questions: weakref.WeakKeyDictionary[HTTPFlow, str] = weakref.WeakKeyDictionary()
 
     def requestheaders(self, flow: HTTPFlow) -> None:
-        question = flow.request.headers.pop(QUESTION, None)
-        if question is not None:
-            self._questions[flow] = question
+        if values(flow.request, QUESTION.lower().encode()):
+            self._questions[flow] = flow.request.headers.pop(QUESTION)
 
     def responseheaders(self, flow: HTTPFlow) -> None:
-        question = self._questions.pop(flow, None)
+        question = self._questions.pop(flow, None) if self._questions else None
         if question is None or flow.response is None:
             return
         flow.response.headers.pop(ANSWER, None)

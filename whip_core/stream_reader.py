@@ -7,17 +7,19 @@ the stream delivered whole.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 
 
 class BrokenLastReader(asyncio.StreamReader):
     """asyncio's StreamReader in all else."""
 
     _buffer: bytearray
+    _exception: Exception | None
     _waiter: asyncio.Future[None] | None
     _break: Exception | None = None
 
     def exception(self) -> Exception | None:
-        return super().exception() or self._break
+        return self._exception or self._break
 
     def set_exception(self, exc: Exception) -> None:
         if self._buffer and self._waiter is None:
@@ -25,7 +27,9 @@ class BrokenLastReader(asyncio.StreamReader):
         else:
             super().set_exception(exc)
 
-    async def _wait_for_data(self, func_name: str) -> None:
+    # Not a coroutine function: whoever reads would wait in one more coroutine.
+    def _wait_for_data(self, func_name: str) -> Awaitable[None]:
         if self._break is not None:
             raise self._break
-        await super()._wait_for_data(func_name)  # type: ignore[misc]  # not in the stubs
+        waiting: Awaitable[None] = super()._wait_for_data(func_name)  # type: ignore[misc]  # not in the stubs
+        return waiting
