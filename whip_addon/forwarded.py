@@ -24,9 +24,6 @@ class Forwarded:
         hops = values(flow.request, HEADER)
         if flow.is_replay or not (hops or self._is_ours(flow.request.host)):
             return
-        client = str(flow.client_conn.peername[0]).encode()
-        if hops:
-            # In one line: several mean the same list (RFC 9110 §5.3).
-            flow.request.headers[HEADER] = b", ".join([*hops, client])
-        else:
-            flow.request.headers.add(HEADER, client)
+        # In one line: several mean the same list (RFC 9110 §5.3).
+        hops.append(str(flow.client_conn.peername[0]).encode())
+        flow.request.headers[HEADER] = b", ".join(hops)
