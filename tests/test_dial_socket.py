@@ -33,7 +33,7 @@ from tunnel import (
     service,
     until,
 )
-from whip_core import Broker, Caller, HttpRequest, connect, control, hookimpl
+from whip_core import Broker, Caller, HttpRequest, connect, control, dial_client, hookimpl
 from whip_core.agents import AgentView
 from whip_core.dial_address import DialAddress
 from whip_core.dial_wire import decode_agent, encode_agent, hello
@@ -73,6 +73,10 @@ async def both(
         await connect(str(at(folder))) as remote,
     ):
         yield broker, remote
+
+
+SOON = 0.05
+"""Seconds for an answer that nobody is going to give."""
 
 
 def spawn(dial: Coroutine[Any, Any, Streams]) -> asyncio.Task[Streams]:
@@ -361,6 +365,27 @@ def test_a_broker_that_restarts_is_used_again_and_a_dial_may_wait_for_it(tmp_pat
                 running(agent_settings(second.control_port, ports=f"80={echo_port}")),
             ):
                 assert await exchange(await dial, b"hello") == b"hello"
+
+    run(main())
+
+
+def test_a_broker_that_says_nothing_is_told_of_by_its_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dial_client, "NEWS_TIMEOUT", SOON)
+    said = f"the broker at unix:{tmp_path}/dial.sock did not answer within {SOON:g} s"
+
+    async def main() -> None:
+        with socket.socket(socket.AF_UNIX) as hanging:  # the kernel takes connections for it
+            hanging.bind(str(tmp_path / "dial.sock"))
+            hanging.listen()
+            with pytest.raises(BrokerClosed) as raised:
+                await connect(str(at(tmp_path)))
+            assert str(raised.value) == said
+            with Log() as log:
+                async with RemoteBroker(RemoteSettings(address=at(tmp_path))) as remote:
+                    assert await log.until("did not answer") == f"{said} (trying on)"
+                    assert remote.why_not_ready() == said
 
     run(main())
 

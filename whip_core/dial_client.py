@@ -37,6 +37,8 @@ CONNECT_TIMEOUT = 10.0
 """Seconds for a connection and its handshake: as for a whole dial."""
 GRACE = 2.0
 """Seconds beyond a dial's own time that a broker has to say that it is over."""
+NEWS_TIMEOUT = CONNECT_TIMEOUT + GRACE
+"""Seconds for the news to begin: a connection, and then a word from the broker itself."""
 
 
 class DialClient:
@@ -101,8 +103,13 @@ class DialClient:
 
     async def news(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A stream of the broker's news, as lines. Raises `BrokerClosed`, `NotAuthorized`."""
-        async with asyncio.timeout(CONNECT_TIMEOUT):
-            stream = await self._open("", 0, "")
+        try:
+            async with asyncio.timeout(NEWS_TIMEOUT):
+                stream = await self._open("", 0, "")
+        except TimeoutError as error:
+            raise BrokerClosed(
+                f"the broker at {self.address} did not answer within {NEWS_TIMEOUT:g} s"
+            ) from error
         reader = asyncio.StreamReader(limit=1 << 20)
         protocol = asyncio.StreamReaderProtocol(reader)
         stream.attach(protocol)
