@@ -36,6 +36,7 @@ from tunnel import (
 from whip_core import Broker, Caller, HttpRequest, connect, control, dial_client, hookimpl
 from whip_core.agents import AgentView
 from whip_core.dial_address import DialAddress
+from whip_core.dial_client import DialClient
 from whip_core.dial_wire import decode_agent, encode_agent, hello
 from whip_core.errors import (
     AgentGone,
@@ -51,6 +52,7 @@ from whip_core.errors import (
     StreamReset,
     UnknownName,
 )
+from whip_core.framed import FramedConnection
 from whip_core.frames import FrameCodec, FrameType, ResetReceived, Role
 from whip_core.names import AgentName, Target
 from whip_core.remote import RemoteBroker
@@ -319,6 +321,37 @@ def test_a_broker_that_was_connected_to_is_let_go_of_behind_the_block(tmp_path: 
                     await remote.open_connection("nobody.testdom", 80)
                 assert len(connections) == 2
             await until(lambda: not connections)
+
+    run(main())
+
+
+def test_a_connection_that_comes_about_behind_the_block_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connected = DialClient._connected
+
+    async def main() -> None:
+        there, go_on = asyncio.Event(), asyncio.Event()
+
+        async def late(client: DialClient, connection: FramedConnection) -> asyncio.Transport:
+            transport = await connected(client, connection)
+            there.set()
+            await go_on.wait()
+            return transport
+
+        watch = Watch()
+        async with both(tmp_path, watch) as (_, remote):
+            client = remote._client
+            assert client is not None
+            monkeypatch.setattr(DialClient, "_connected", late)
+            dial = spawn(remote.open_connection("instance1.testdom", 80))
+            await there.wait()
+            await remote.close()
+            go_on.set()
+            with pytest.raises(BrokerClosed, match="was closed here"):
+                await dial
+            assert not client._all
+        assert not watch.dials
 
     run(main())
 

@@ -125,8 +125,7 @@ class DialClient:
     async def _open(self, asked: str, port: int, about: str) -> Stream:
         """`about` begins the errors that are not the broker's own."""
         while True:
-            if self._closed:
-                raise BrokerClosed(f"{about}the connection to the broker was closed here")
+            self._check_open(about)
             connection = self._take()
             fresh = connection is None
             if connection is None:
@@ -152,6 +151,10 @@ class DialClient:
                 if connection.reset_why.startswith(REFUSED):
                     raise NotAuthorized(f"{said} {connection.reset_why}") from error
                 raise BrokerClosed(f"{said} went away: {error}") from error
+
+    def _check_open(self, about: str) -> None:
+        if self._closed:
+            raise BrokerClosed(f"{about}the connection to the broker was closed here")
 
     def _take(self) -> FramedConnection | None:
         while self._idle:
@@ -190,6 +193,9 @@ class DialClient:
                 f"{about}no broker can be reached at {self.address}: {error}; "
                 "is `whip broker` running?"
             ) from error
+        if self._closed:  # meanwhile, and nobody else knows of this connection
+            connection.close()
+        self._check_open(about)
         self._all.add(connection)
         transport.write(hello())
         return connection
