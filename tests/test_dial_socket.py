@@ -557,7 +557,7 @@ def test_a_tcp_dial_socket_for_anybody_is_refused(changes: dict[str, Any], said:
         (b"GET / HTTP/1.1\r\n", "the first byte is 47"),
         (b"\x01\0\0\x0e" + b'{"dial": 1000}', "version 1000 of the dial socket"),
         (b"\x01\xff\xff\xff", "a hello of 16777215 bytes"),
-        (b"\x01\0\0\x02[]", "no JSON object"),
+        (b"\x01\0\0\x02[]", "not a JSON object"),
     ],
 )
 def test_who_says_no_hello_is_told_so_and_closed(tmp_path: Path, said: bytes, why: str) -> None:
@@ -579,7 +579,10 @@ def test_who_says_no_hello_is_told_so_and_closed(tmp_path: Path, said: bytes, wh
 
 @pytest.mark.parametrize(
     "asked",
-    ["x", "x\0", "x\0[]", 'x\0{"wait": -1}', 'x\0{"timeout": "1"}', 'x\0{"caller": 5}'],
+    [
+        *("x", "x\0", "x\0[]", 'x\0{"wait": -1}', 'x\0{"timeout": "1"}', 'x\0{"caller": 5}'),
+        'x\0{"wait": 1%s}' % ("0" * 400),
+    ],
 )
 def test_an_odd_question_gets_an_error_and_the_connection_lives(tmp_path: Path, asked: str) -> None:
     async def main() -> None:

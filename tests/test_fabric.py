@@ -384,11 +384,22 @@ def gate(cluster: str = "test", broker: str = "other") -> Gate:
         (b"{}", "malformed"),
         (b'{"v": 2}', "malformed"),
         (b'{"v": 1, "cluster": "test", "from": "a", "id": "b", "kind": "seek"}', "malformed"),
+        (gate().seal("seek", 10**400), "malformed"),
         (gate("foreign").seal("seek", 1000.0), "other-cluster"),
         (gate().seal("seek", 1000.0 - MAX_AGE - 1), "late"),
         (gate().seal("seek", 1000.0 + MAX_AGE + 1), "late"),
     ],
-    ids=["no JSON", "list", "empty", "version", "no time", "foreign", "late", "early"],
+    ids=[
+        "no JSON",
+        "list",
+        "empty",
+        "version",
+        "no time",
+        "no such time",
+        "foreign",
+        "late",
+        "early",
+    ],
 )
 def test_a_message_that_is_not_ours_now_is_dropped(data: bytes, reason: str) -> None:
     with pytest.raises(Unwelcome) as caught:
