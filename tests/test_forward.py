@@ -30,6 +30,7 @@ from tunnel import (
 )
 from whip_core import Broker, control
 from whip_core.commands.forward import forward
+from whip_core.dial_address import DialAddress
 from whip_core.errors import SettingsError
 from whip_core.forward import ForwardSpec
 from whip_core.names import Target
@@ -51,6 +52,16 @@ FREE_PORTS = ("--whip-grpc-listen-port=0", "--whip-tcp-listen-port=0")
 )
 def test_a_forward_is_listen_name_and_port(text: str, spec: ForwardSpec) -> None:
     assert ForwardSpec.parse(text) == spec
+
+
+def test_a_socket_in_ones_home_is_written_with_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    spec = ForwardSpec.parse("unix:~/db.sock:db1.testdom:5432")
+    assert spec.path == DialAddress.parse("unix:~/db.sock").path == Path("/home/me/db.sock")
+    with pytest.raises(SettingsError, match="home directory"):
+        ForwardSpec.parse("unix:~nobody-at-all/db.sock:db1.testdom:5432")
+    with pytest.raises(SettingsError, match="home directory"):
+        DialAddress.parse("unix:~nobody-at-all/dial.sock")
 
 
 @pytest.mark.parametrize(

@@ -70,10 +70,10 @@ class ForwardSpec:
                 path = listen.removeprefix("unix:")
                 if not path:
                     raise ValueError("the socket's path is missing")
-                return cls(target, path=Path(path))
+                return cls(target, path=Path(path).expanduser())
             host, _, port = listen.rpartition(":")
             return cls(target, host.strip("[]") or "127.0.0.1", _port(port, lowest=0))
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # RuntimeError: nobody's home
             raise _wrong(text, str(error)) from error
 
     def __str__(self) -> str:
