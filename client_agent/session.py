@@ -268,9 +268,7 @@ class BrokerSession:
         self, berth: Berth, connection: FramedConnection, request: OpenRequested
     ) -> asyncio.Task[None]:
         berth.parker.taken(connection)
-        task = self._tasks.spawn(self._open(connection, request), "open")
-        task.add_done_callback(functools.partial(_close_unanswered, connection))
-        return task
+        return self._tasks.spawn(self._open(connection, request), "open")
 
     async def _open(self, connection: FramedConnection, request: OpenRequested) -> None:
         dial_id = request.dial_id.hex()
@@ -389,12 +387,6 @@ class BrokerSession:
                 self._quiet.set()
 
         join(tunnel, side, done)
-
-
-def _close_unanswered(connection: FramedConnection, task: asyncio.Task[None]) -> None:
-    """The broker's dial must not wait for an answer that does not come."""
-    if task.cancelled() or task.exception() is not None:
-        connection.close()
 
 
 def _drop(side: RelaySide) -> None:

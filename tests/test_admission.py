@@ -124,9 +124,14 @@ def test_callers_are_forgotten_past_a_bound() -> None:
 )
 def test_streams_are_bounded(limits: Limits, why: str) -> None:
     admission = Admission(limits)
-    admission.check_stream(TARGET, open_to_agent=1, open_in_all=1)
+
+    def check(count: int) -> None:
+        admission.check_streams(TARGET, count)
+        admission.check_streams_of_agent(TARGET, count)
+
+    check(1)
     with pytest.raises(Busy) as raised:
-        admission.check_stream(TARGET, open_to_agent=2, open_in_all=2)
+        check(2)
     assert reason(raised) == why
 
 
@@ -138,4 +143,5 @@ def test_zero_is_no_limit() -> None:
     with ExitStack() as stack:
         for _ in range(10_000):
             stack.enter_context(admission.dial(TARGET, EVE))
-    admission.check_stream(TARGET, open_to_agent=10**6, open_in_all=10**6)
+    admission.check_streams(TARGET, 10**6)
+    admission.check_streams_of_agent(TARGET, 10**6)

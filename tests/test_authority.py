@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from whip_core.certificates import certificate_names_pem, check_files, proves_host
-from whip_core.settings import TLSFiles
+from whip_core.settings import Role, TLSFiles
 from whip_core.testing import Authority
 from whip_core.tls import client_context, server_context
 
@@ -34,7 +34,7 @@ def shake_hands(server: TLSFiles, client: TLSFiles) -> None:
 def test_servers_and_clients_of_one_authority_trust_each_other(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     server, client = authority.server_files(), authority.client_files("instance1.testdom")
-    assert check_files(server) == check_files(client) == []
+    assert check_files(server, Role.BROKER) == check_files(client, Role.AGENT) == []
     shake_hands(server, client)
 
 

@@ -332,7 +332,7 @@ OPTIONS = {"key": "--tls-key-path", "cert": "--tls-cert-path", "ca": "--tls-ca-c
 def told(files: TLSFiles, which: str, text: str) -> None:
     """The check fails with one line on the file and its option, and with this text."""
     with pytest.raises(SettingsError) as caught:
-        check_files(files)
+        check_files(files, Role.AGENT)
     message = str(caught.value)
     assert message.startswith(f"{OPTIONS[which]} {getattr(files, which)} ")
     assert text in message
@@ -348,7 +348,7 @@ def key_pem(
 
 
 def test_files_that_fit_need_no_word(files: TLSFiles) -> None:
-    assert check_files(files) == []
+    assert check_files(files, Role.AGENT) == []
 
 
 def test_a_certificate_that_is_for_the_other_end_is_told(files: TLSFiles, ca: Authority) -> None:
@@ -369,7 +369,7 @@ def test_a_certificate_that_is_for_the_other_end_is_told(files: TLSFiles, ca: Au
 
 def test_one_file_may_hold_key_and_certificate(files: TLSFiles) -> None:
     files.key.write_bytes(files.cert.read_bytes() + files.key.read_bytes())
-    assert check_files(TLSFiles(files.key, files.key, files.ca)) == []
+    assert check_files(TLSFiles(files.key, files.key, files.ca), Role.AGENT) == []
 
 
 @pytest.mark.parametrize("which", OPTIONS)
@@ -456,12 +456,12 @@ def test_cas_that_have_all_expired_are_told(files: TLSFiles, ca: Authority) -> N
     files.ca.write_bytes(old.cert_pem)
     told(files, "ca", "expired")
     files.ca.write_bytes(old.cert_pem + ca.cert_pem)
-    assert check_files(files) == []
+    assert check_files(files, Role.AGENT) == []
 
 
 def test_a_certificate_from_elsewhere_is_only_a_warning(files: TLSFiles) -> None:
     files.ca.write_bytes(Authority.create().cert_pem)
-    (warning,) = check_files(files)
+    (warning,) = check_files(files, Role.AGENT)
     assert str(files.cert) in warning
     assert str(files.ca) in warning
     assert "was not issued by a CA in" in warning
@@ -470,7 +470,7 @@ def test_a_certificate_from_elsewhere_is_only_a_warning(files: TLSFiles) -> None
 
 def test_a_certificate_that_is_itself_trusted_needs_no_word(files: TLSFiles) -> None:
     files.ca.write_bytes(files.cert.read_bytes())
-    assert check_files(files) == []
+    assert check_files(files, Role.AGENT) == []
 
 
 def test_a_chain_over_an_intermediate_ca_needs_no_word(files: TLSFiles, tmp_path: Path) -> None:
@@ -488,9 +488,9 @@ def test_a_chain_over_an_intermediate_ca_needs_no_word(files: TLSFiles, tmp_path
     )
     reissue(files, middle, now=NOW)
     files.ca.write_bytes(root.cert_pem)
-    assert len(check_files(files)) == 1
+    assert len(check_files(files, Role.AGENT)) == 1
     files.cert.write_bytes(files.cert.read_bytes() + between)
-    assert check_files(files) == []
+    assert check_files(files, Role.AGENT) == []
 
 
 def test_a_key_is_found_among_other_blocks() -> None:

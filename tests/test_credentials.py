@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from tunnel import (
     Log,
@@ -114,6 +115,20 @@ def test_new_files_are_loaded_and_broken_ones_are_refused_and_told_once(
     mounted.swap(one.server_files())
     held.check()
     assert held.server_context() is not second
+
+
+def test_what_is_unusual_about_new_files_is_told_as_at_the_start(
+    tmp_path: Path, one: Authority, two: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    mounted = Mounted(tmp_path / "tls")
+    mounted.swap(one.server_files())
+    held = Credentials(mounted.files, Role.BROKER)
+    assert not caplog.records
+    mounted.swap(one.server_files(), ca=two.pki.certificate.public_bytes(Encoding.PEM))
+    held.check()
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "was not issued by a CA in" in record.getMessage()
 
 
 def test_a_file_that_vanishes_while_it_is_looked_at_is_looked_for_again(

@@ -33,9 +33,10 @@ from tunnel import (
     service,
     until,
 )
-from whip_core import Broker, Caller, HttpRequest, connect, control, hookimpl
+from whip_core import Broker, Caller, HttpRequest, connect, control, dial_client, hookimpl
 from whip_core.agents import AgentView
 from whip_core.dial_address import DialAddress
+from whip_core.dial_client import DialClient
 from whip_core.dial_wire import decode_agent, encode_agent, hello
 from whip_core.errors import (
     AgentGone,
@@ -51,6 +52,7 @@ from whip_core.errors import (
     StreamReset,
     UnknownName,
 )
+from whip_core.framed import FramedConnection
 from whip_core.frames import FrameCodec, FrameType, ResetReceived, Role
 from whip_core.names import AgentName, Target
 from whip_core.remote import RemoteBroker
@@ -73,6 +75,10 @@ async def both(
         await connect(str(at(folder))) as remote,
     ):
         yield broker, remote
+
+
+SOON = 0.05
+"""Seconds for an answer that nobody is going to give."""
 
 
 def spawn(dial: Coroutine[Any, Any, Streams]) -> asyncio.Task[Streams]:
@@ -319,6 +325,37 @@ def test_a_broker_that_was_connected_to_is_let_go_of_behind_the_block(tmp_path: 
     run(main())
 
 
+def test_a_connection_that_comes_about_behind_the_block_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connected = DialClient._connected
+
+    async def main() -> None:
+        there, go_on = asyncio.Event(), asyncio.Event()
+
+        async def late(client: DialClient, connection: FramedConnection) -> asyncio.Transport:
+            transport = await connected(client, connection)
+            there.set()
+            await go_on.wait()
+            return transport
+
+        watch = Watch()
+        async with both(tmp_path, watch) as (_, remote):
+            client = remote._client
+            assert client is not None
+            monkeypatch.setattr(DialClient, "_connected", late)
+            dial = spawn(remote.open_connection("instance1.testdom", 80))
+            await there.wait()
+            await remote.close()
+            go_on.set()
+            with pytest.raises(BrokerClosed, match="was closed here"):
+                await dial
+            assert not client._all
+        assert not watch.dials
+
+    run(main())
+
+
 def test_agents_and_domains_are_known_where_the_dials_are_made(tmp_path: Path) -> None:
     async def main() -> None:
         async with both(tmp_path, domains=("listed.test",)) as (broker, remote):
@@ -361,6 +398,27 @@ def test_a_broker_that_restarts_is_used_again_and_a_dial_may_wait_for_it(tmp_pat
                 running(agent_settings(second.control_port, ports=f"80={echo_port}")),
             ):
                 assert await exchange(await dial, b"hello") == b"hello"
+
+    run(main())
+
+
+def test_a_broker_that_says_nothing_is_told_of_by_its_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dial_client, "NEWS_TIMEOUT", SOON)
+    said = f"the broker at unix:{tmp_path}/dial.sock did not answer within {SOON:g} s"
+
+    async def main() -> None:
+        with socket.socket(socket.AF_UNIX) as hanging:  # the kernel takes connections for it
+            hanging.bind(str(tmp_path / "dial.sock"))
+            hanging.listen()
+            with pytest.raises(BrokerClosed) as raised:
+                await connect(str(at(tmp_path)))
+            assert str(raised.value) == said
+            with Log() as log:
+                async with RemoteBroker(RemoteSettings(address=at(tmp_path))) as remote:
+                    assert await log.until("did not answer") == f"{said} (trying on)"
+                    assert remote.why_not_ready() == said
 
     run(main())
 
@@ -499,7 +557,7 @@ def test_a_tcp_dial_socket_for_anybody_is_refused(changes: dict[str, Any], said:
         (b"GET / HTTP/1.1\r\n", "the first byte is 47"),
         (b"\x01\0\0\x0e" + b'{"dial": 1000}', "version 1000 of the dial socket"),
         (b"\x01\xff\xff\xff", "a hello of 16777215 bytes"),
-        (b"\x01\0\0\x02[]", "no JSON object"),
+        (b"\x01\0\0\x02[]", "not a JSON object"),
     ],
 )
 def test_who_says_no_hello_is_told_so_and_closed(tmp_path: Path, said: bytes, why: str) -> None:
@@ -521,7 +579,10 @@ def test_who_says_no_hello_is_told_so_and_closed(tmp_path: Path, said: bytes, wh
 
 @pytest.mark.parametrize(
     "asked",
-    ["x", "x\0", "x\0[]", 'x\0{"wait": -1}', 'x\0{"timeout": "1"}', 'x\0{"caller": 5}'],
+    [
+        *("x", "x\0", "x\0[]", 'x\0{"wait": -1}', 'x\0{"timeout": "1"}', 'x\0{"caller": 5}'),
+        'x\0{"wait": 1%s}' % ("0" * 400),
+    ],
 )
 def test_an_odd_question_gets_an_error_and_the_connection_lives(tmp_path: Path, asked: str) -> None:
     async def main() -> None:

@@ -32,9 +32,11 @@ from tunnel import (
     scripted,
     server_files,
     service,
+    until,
 )
 from whip_core import Broker, Caller, control, hookimpl
 from whip_core.agents import AgentView
+from whip_core.caller import NOBODY
 from whip_core.errors import (
     AgentGone,
     DialError,
@@ -46,12 +48,13 @@ from whip_core.errors import (
 )
 from whip_core.fabric import Answer
 from whip_core.fabric_local import Exchange, LocalFabric
-from whip_core.fabric_wire import MAX_AGE, Gate, Unwelcome
+from whip_core.fabric_wire import MAX_AGE, Gate, Unwelcome, domain_key
 from whip_core.framed import FramedConnection
 from whip_core.frames import Role
 from whip_core.guests import MAX_OFFERS
 from whip_core.names import AgentName, Target
 from whip_core.preamble import Preamble
+from whip_core.testing.agent import ScriptedAgent
 from whip_core.tls import client_context
 
 MakeKind = Callable[[], AbstractAsyncContextManager[Kind]]
@@ -146,6 +149,40 @@ def test_the_fabric_may_go_and_come_back(make_kind: MakeKind) -> None:
                 await kind.up()
                 assert await reached(other, "instance2.testdom", wait=20)
             writer.close()
+
+    run(main())
+
+
+def test_a_broker_whose_agents_all_drain_is_not_asked_for_their_domain() -> None:
+    def holders(kind: Local) -> int:
+        return sum(domain_key("testdom") in member._held for member in kind.exchange.members)
+
+    async def main() -> None:
+        kind = Local()
+        async with joined(kind, 3) as (first, second, third), contextlib.AsyncExitStack() as stack:
+
+            async def joins(broker: Broker, name: str) -> ScriptedAgent:
+                agent = await stack.enter_async_context(scripted(broker, registration(name)))
+                await agent.expect(control.Registered)
+                return agent
+
+            one, two, _ = await joins(first, "a"), await joins(first, "b"), await joins(second, "c")
+            for _ in range(2):  # it may say so again
+                await one.send(control.Draining())
+            await until(lambda: sum(agent.draining for agent in first.agents) == 1)
+            await one.vanish()
+            await until(lambda: len(first.agents) == 1)
+            assert holders(kind) == 2
+            await two.send(control.Draining())
+            await until(lambda: holders(kind) == 1)
+            for _ in range(5):
+                found = await third._dialer.elsewhere.find(Target("testdom", 80), NOBODY, ())
+                assert [each.session.name.hostname for each in found] == ["c"]
+            await joins(first, "d")
+            assert holders(kind) == 2
+            await two.vanish()
+            await until(lambda: len(first.agents) == 1)
+            assert holders(kind) == 2
 
     run(main())
 
@@ -347,11 +384,22 @@ def gate(cluster: str = "test", broker: str = "other") -> Gate:
         (b"{}", "malformed"),
         (b'{"v": 2}', "malformed"),
         (b'{"v": 1, "cluster": "test", "from": "a", "id": "b", "kind": "seek"}', "malformed"),
+        (gate().seal("seek", 10**400), "malformed"),
         (gate("foreign").seal("seek", 1000.0), "other-cluster"),
         (gate().seal("seek", 1000.0 - MAX_AGE - 1), "late"),
         (gate().seal("seek", 1000.0 + MAX_AGE + 1), "late"),
     ],
-    ids=["no JSON", "list", "empty", "version", "no time", "foreign", "late", "early"],
+    ids=[
+        "no JSON",
+        "list",
+        "empty",
+        "version",
+        "no time",
+        "no such time",
+        "foreign",
+        "late",
+        "early",
+    ],
 )
 def test_a_message_that_is_not_ours_now_is_dropped(data: bytes, reason: str) -> None:
     with pytest.raises(Unwelcome) as caught:

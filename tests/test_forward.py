@@ -24,13 +24,17 @@ from tunnel import (
     run,
     running,
     saying,
+    scripted,
     service,
+    until,
 )
-from whip_core import Broker
+from whip_core import Broker, control
 from whip_core.commands.forward import forward
+from whip_core.dial_address import DialAddress
 from whip_core.errors import SettingsError
 from whip_core.forward import ForwardSpec
 from whip_core.names import Target
+from whip_core.sockets import abort_with_reset
 
 PLAIN = ("--tls=false", "--whip-external-tcp-address=localhost", "--metrics-listen=")
 FREE_PORTS = ("--whip-grpc-listen-port=0", "--whip-tcp-listen-port=0")
@@ -48,6 +52,16 @@ FREE_PORTS = ("--whip-grpc-listen-port=0", "--whip-tcp-listen-port=0")
 )
 def test_a_forward_is_listen_name_and_port(text: str, spec: ForwardSpec) -> None:
     assert ForwardSpec.parse(text) == spec
+
+
+def test_a_socket_in_ones_home_is_written_with_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    spec = ForwardSpec.parse("unix:~/db.sock:db1.testdom:5432")
+    assert spec.path == DialAddress.parse("unix:~/db.sock").path == Path("/home/me/db.sock")
+    with pytest.raises(SettingsError, match="home directory"):
+        ForwardSpec.parse("unix:~nobody-at-all/db.sock:db1.testdom:5432")
+    with pytest.raises(SettingsError, match="home directory"):
+        DialAddress.parse("unix:~nobody-at-all/dial.sock")
 
 
 @pytest.mark.parametrize(
@@ -112,6 +126,54 @@ def test_a_dial_that_fails_resets_the_client_and_disturbs_nobody_else() -> None:
                 with pytest.raises(ConnectionResetError):
                     await reader.read()
                 writer.close()
+
+    run(main())
+
+
+def test_a_client_that_has_gone_is_dialled_for_no_more() -> None:
+    async def main() -> None:
+        async with (
+            Broker(broker_settings()) as broker,
+            broker.forwarding(ForwardSpec.parse("0:instance1.testdom:80"), wait=60) as address,
+        ):
+            assert isinstance(address, tuple)
+            admission = broker._dialer._admission
+            _, stays = await asyncio.open_connection(*address)
+            for _ in range(3):
+                _, writer = await asyncio.open_connection(*address)
+                await until(lambda: admission._dials == 2)
+                writer.write(b"x")
+                abort_with_reset(writer.transport)
+                await until(lambda: admission._dials == 1)
+            stays.write_eof()  # who says no more may still listen
+            async with (
+                service(saying(b"hello")) as port,
+                running(agent_settings(broker.control_port, ports=f"80={port}")),
+            ):
+                reader, writer = await asyncio.open_connection(*address)
+                assert await reader.read() == b"hello"
+                writer.close()
+            stays.close()
+
+    run(main())
+
+
+def test_a_client_that_has_gone_takes_back_what_its_agent_was_asked_at_once() -> None:
+    async def main() -> None:
+        async with (
+            Broker(broker_settings()) as broker,
+            scripted(broker) as agent,
+            broker.forwarding(ForwardSpec.parse("0:instance1.testdom:80")) as address,
+        ):
+            assert isinstance(address, tuple)
+            await agent.expect(control.Registered)
+            reverse = await agent.connect_framed()
+            await until(lambda: broker.agents[0].parked == 1)
+            _, writer = await asyncio.open_connection(*address)
+            await reverse.asked()
+            abort_with_reset(writer.transport)
+            await reverse.lost()
+            assert broker.agents[0].streams == 0
 
     run(main())
 

@@ -27,6 +27,7 @@ from whip_core.errors import (
     PortNotExposed,
     ServiceRefused,
 )
+from whip_core.framed import FramedConnection
 from whip_core.frames import FailureCode, OpenRequested
 from whip_core.stream import Stream
 
@@ -242,5 +243,32 @@ def test_a_refused_dial_that_is_cancelled_leaves_the_connection_to_the_next() ->
             with contextlib.suppress(asyncio.CancelledError, ServiceRefused):
                 await first
             assert opener.is_parked
+
+    run(main())
+
+
+class Failing(Accepting):
+    """Its task fails, or is cancelled, before it has answered."""
+
+    def __init__(self, fails: BaseException) -> None:
+        super().__init__()
+        self._fails = fails
+
+    def _opened(self, _: FramedConnection, request: OpenRequested) -> asyncio.Task[None]:
+        async def fail() -> None:
+            raise self._fails
+
+        return asyncio.get_running_loop().create_task(fail())
+
+
+@pytest.mark.parametrize("fails", [ValueError("a bug"), asyncio.CancelledError()], ids=repr)
+def test_an_open_that_is_never_going_to_be_answered_closes_the_connection(
+    fails: BaseException,
+) -> None:
+    async def main() -> None:
+        async with connected(Failing(fails)) as (opener, acceptor):
+            with pytest.raises(AgentGone):
+                await opener.dial()
+            await acceptor.gone.wait()
 
     run(main())

@@ -28,9 +28,10 @@ LAYERS = {
     },
     1: {  # state, no I/O
         "whip_core": "activity admission agent_table authorization candidates certificates"
-        " control_state control_wire decoded_certificate dial_wire fabric_wire frames grpc_calls"
-        " host_patterns outliers parking pem_files picker_choice pickers pki plugin_host"
-        " plugin_settings policy policy_file preamble rare_log registry revocation routes sticky",
+        " control_state control_wire decoded_certificate dial_wire fabric_wire first_frame frames"
+        " grpc_calls host_patterns json_fields outliers parking pem_files picker_choice pickers"
+        " pki plugin_host plugin_settings policy policy_file preamble rare_log registry revocation"
+        " routes sticky",
         "client_agent": "backoff choice reach reconcile renewal",
     },
     2: {  # async I/O

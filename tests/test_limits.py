@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ import pytest
 from streams import LOOPS, Loop
 from streams import run as run_on
 from tunnel import Log, Watch, broker_settings, client_files, registration, run, scripted, until
-from whip_core import Broker, Caller, connect, control
+from whip_core import Broker, Caller, connect, control, hookimpl
+from whip_core.agents import AgentView
 from whip_core.broker_options import BROKER_OPTIONS
 from whip_core.broker_values import read_broker
 from whip_core.dial_address import DialAddress
-from whip_core.errors import Busy, NotAuthorized, SettingsError
+from whip_core.errors import Busy, NotAuthorized, ServiceRefused, SettingsError
 from whip_core.limits import Limits
+from whip_core.outliers import FAILURES
 from whip_core.rare_log import LINES
 from whip_core.testing.agent import ControlStreamEnded, ScriptedAgent
 
@@ -94,6 +97,62 @@ def test_a_stream_too_many_is_refused_and_the_others_go_on(limit: str) -> None:
                 assert not writer.is_closing()
             async with opened(broker, agent):
                 pass
+
+    run(main())
+
+
+def test_a_full_broker_is_no_agents_fault_and_no_reason_to_try_them_all() -> None:
+    async def main() -> None:
+        asked: list[int] = []
+
+        class First:
+            @hookimpl
+            def whip_pick(self, candidates: Sequence[AgentView]) -> AgentView:
+                asked.append(len(candidates))
+                return candidates[0]
+
+        watch = Watch()
+        settings = broker_settings(limits=Limits(streams=1), outlier_ejection=True)
+        async with (
+            Broker(settings, plugins=[First(), watch]) as broker,
+            scripted(broker) as agent,
+            scripted(broker, registration("b")) as second,
+            scripted(broker, registration("c")) as third,
+        ):
+            for each in (agent, second, third):
+                await each.expect(control.Registered)
+            async with opened(broker, agent):
+                for _ in range(FAILURES):
+                    with pytest.raises(Busy):
+                        await broker.open_connection("testdom", 80)
+                    assert watch.dials[-1].failed == ()
+            assert asked == [3] * FAILURES
+            assert not any(view.ejected for view in broker.agents)
+
+    run(main())
+
+
+def test_an_agent_that_is_full_is_passed_over_and_that_is_not_its_failure() -> None:
+    async def main() -> None:
+        watch = Watch()
+        settings = broker_settings(limits=Limits(streams_per_agent=1))
+        async with (
+            Broker(settings, plugins=[watch]) as broker,
+            scripted(broker) as agent,
+            scripted(broker, registration("b")) as second,
+        ):
+            for each in (agent, second):
+                await each.expect(control.Registered)
+            async with opened(broker, agent):
+                for _ in range(FAILURES):
+                    coroutine = broker.open_connection("testdom", 80)
+                    dial = asyncio.get_running_loop().create_task(coroutine)
+                    connect = await second.expect(control.Connect)
+                    await second.send(control.ConnectFailed(connect.connection_id, "no"))
+                    with pytest.raises((Busy, ServiceRefused)):
+                        await dial
+                    names = [attempt.agent.name.hostname for attempt in watch.dials[-1].failed]
+                    assert names == ["b"]
 
     run(main())
 

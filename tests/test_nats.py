@@ -185,6 +185,29 @@ def test_a_plugin_chooses_the_fabric_and_leaves_others_to_the_next() -> None:
     run(main())
 
 
+def test_a_plugin_that_fails_to_make_its_fabric_ends_the_start_in_one_line() -> None:
+    class Mine:
+        @hookimpl
+        def whip_fabric(self, settings: FabricSettings) -> LocalFabric:
+            if settings.url == "wrong":
+                raise SettingsError("write right")
+            raise KeyError(settings.url)
+
+    async def main() -> None:
+        for url, said in (
+            ("mine", "plugin Mine: whip_fabric failed: KeyError('mine')"),
+            ("wrong", "write right"),
+        ):
+            with pytest.raises(SettingsError) as raised:
+                async with Broker(
+                    broker_settings(fabric=FabricSettings(url=url)), plugins=[Mine()]
+                ):
+                    raise AssertionError("it started")
+            assert str(raised.value) == said
+
+    run(main())
+
+
 def test_a_fabric_that_nobody_makes_is_said_at_the_start() -> None:
     async def main() -> None:
         settings = broker_settings(fabric=FabricSettings(url="etcd://a"))

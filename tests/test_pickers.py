@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from agent_views import view, views
 from whip_core import pickers
 from whip_core.agents import AgentView
-from whip_core.caller import NOBODY
+from whip_core.caller import NOBODY, Caller
 from whip_core.names import Target
 from whip_core.pickers import (
+    MANY,
     LeastStreams,
     LowestRTT,
     Picker,
@@ -22,6 +23,7 @@ from whip_core.pickers import (
     RoundRobin,
     TwoChoices,
 )
+from whip_core.sticky import Sticky
 
 TARGET = Target("testdom", 80)
 DEVIATION = 6
@@ -177,3 +179,12 @@ def test_of_very_many_agents_the_idlest_of_some_is_picked() -> None:
 
 def test_without_any_measurement_all_are_tried() -> None:
     assert_even(picked(LowestRTT(seeded()), views(5), 5_000), 5)
+
+
+@pytest.mark.parametrize("sequence", [list, tuple])
+def test_a_programs_own_sequence_of_very_many_agents_will_do(
+    sequence: Callable[[list[AgentView]], Sequence[AgentView]],
+) -> None:
+    candidates = sequence(views(MANY + 1, round_trip=1.0))
+    for picker in (LowestRTT(seeded()), Sticky()):
+        assert picker.pick(TARGET, candidates, Caller(proxy_user="a")) in candidates

@@ -23,7 +23,7 @@ from tunnel import (
     scripted,
     service,
 )
-from whip_core import Broker, Caller, control, hookimpl
+from whip_core import Broker, Caller, control, dialer, hookimpl
 from whip_core.agents import AgentView
 from whip_core.errors import DialError, ServiceRefused
 from whip_core.testing.agent import ScriptedAgent
@@ -169,6 +169,27 @@ def test_an_agent_that_failed_in_this_dial_is_no_candidate_any_more() -> None:
             with pytest.raises(DialError, match=r"gave agent a\.testdom, which was not"):
                 await broker.open_connection("testdom", 80)
             await refusal
+
+    run(main())
+
+
+def test_a_dial_does_not_try_the_whole_of_a_large_domain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dialer, "MOST_TRIED", 2)
+
+    async def main() -> None:
+        picker = Asked(lambda candidates: candidates[0])
+        async with (
+            Broker(broker_settings(), plugins=[picker]) as broker,
+            AsyncExitStack() as stack,
+        ):
+            first, second, _ = await agents_of(stack, broker, "a", "b", "c")
+            for wait in (0, 60):  # nor while it waits: one that could not serve is there
+                refusals = asyncio.gather(refuse(first), refuse(second))
+                with pytest.raises(ServiceRefused) as raised:
+                    await broker.open_connection("testdom", 80, wait=wait)
+                await refusals
+                tried = raised.value.dial.failed  # type: ignore[attr-defined]
+                assert [attempt.agent.name.hostname for attempt in tried] == ["a", "b"]
 
     run(main())
 

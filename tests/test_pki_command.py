@@ -21,7 +21,7 @@ from whip_core import cli
 from whip_core.certificates import certificate_names_pem, check_files, expires_at
 from whip_core.commands.pki import own_names, parse_duration
 from whip_core.pki import Authority
-from whip_core.settings import TLSFiles
+from whip_core.settings import Role, TLSFiles
 
 CA_FILES = {"ca-cert.pem", "ca-key.pem"}
 
@@ -86,9 +86,9 @@ def test_the_defaults_make_files_that_fit_together(folder: Path) -> None:
     succeed("genselfsignedca")
     succeed("createandsign", "server")
     succeed("createandsign", "client", "--domain", "testdom")
-    for kind in ("server", "client"):
+    for kind, role in (("server", Role.BROKER), ("client", Role.AGENT)):
         key, cert = folder / f"{kind}-key.pem", folder / f"{kind}-cert.pem"
-        assert check_files(TLSFiles(key, cert, folder / "ca-cert.pem")) == []
+        assert check_files(TLSFiles(key, cert, folder / "ca-cert.pem"), role) == []
         arguments = ["-purpose", f"ssl{kind}", "-CAfile", "ca-cert.pem", cert.name]
         subprocess.run(
             [path_of("openssl"), "verify", "-x509_strict", *arguments],

@@ -289,6 +289,7 @@ def test_a_holder_that_is_busy_says_so_with_its_reason() -> None:
             error = await refusal(other)
             assert isinstance(error, Busy)
             assert error.reason == "streams"
+            assert error.dial.failed == ()  # type: ignore[attr-defined]
             assert str(error).startswith(f"{NAME}:80: ")
             writer.close()
 

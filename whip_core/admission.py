@@ -81,12 +81,14 @@ class Admission:
         finally:
             self._dials -= 1
 
-    def check_stream(self, target: Target, *, open_to_agent: int, open_in_all: int) -> None:
+    def check_streams(self, target: Target, open_in_all: int) -> None:
         """Raises `Busy` if there may be no more streams than these, opening ones among them."""
-        limits = self._limits
-        if limits.streams and open_in_all >= limits.streams:
+        if self._limits.streams and open_in_all >= self._limits.streams:
             raise Busy(f"{target}: the broker has {open_in_all} open streams", reason="streams")
-        if limits.streams_per_agent and open_to_agent >= limits.streams_per_agent:
+
+    def check_streams_of_agent(self, target: Target, open_to_agent: int) -> None:
+        """The same for those to one agent: another may do."""
+        if self._limits.streams_per_agent and open_to_agent >= self._limits.streams_per_agent:
             raise Busy(
                 f"{target}: the agent has {open_to_agent} open streams", reason="streams-per-agent"
             )

@@ -12,7 +12,11 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar, overload
 
 from whip_core.agents import AgentView
-from whip_core.names import DEFAULT_PORTS, AgentName
+from whip_core.errors import PortNotExposed
+from whip_core.names import DEFAULT_PORTS, AgentName, Target
+
+PORTS_TOLD = 8
+"""How many exposed ports an error message lists."""
 
 
 class Member(Protocol):
@@ -121,3 +125,12 @@ def exposed_port(exposed: tuple[int, ...], asked: int) -> int | None:
     if asked in DEFAULT_PORTS and len(exposed) == 1:
         return exposed[0]
     return None
+
+
+def not_exposed(target: Target, exposed: Iterable[tuple[int, ...]]) -> PortNotExposed:
+    """The error for who has the name, but not the port: what each of them exposes is told."""
+    ports = sorted({port for each in exposed for port in each})
+    told = ", ".join(map(str, ports[:PORTS_TOLD])) + (", …" if len(ports) > PORTS_TOLD else "")
+    return PortNotExposed(
+        f"{target}: the agent does not expose port {target.port} (exposed: {told or 'none'})"
+    )

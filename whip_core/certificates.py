@@ -105,10 +105,8 @@ _USAGE = {
 }
 
 
-def check_files(files: TLSFiles, role: Role | None = None) -> list[str]:
-    """See that the three files can be used together, before anything tries to.
-
-    With a `role`, also that the certificate is one for it.
+def check_files(files: TLSFiles, role: Role) -> list[str]:
+    """See that the three files can be used together, and for that role, before anything tries to.
 
     Raises `SettingsError`, one line that names the option and the path and says what to
     do. Gives back one-line warnings for what is unusual, but right in some set-ups.
@@ -126,8 +124,7 @@ def check_files(files: TLSFiles, role: Role | None = None) -> list[str]:
         )
     now = datetime.now(UTC)
     _check_valid_at(now, chain[0], cert_source)
-    if role is not None:
-        _check_role(role, chain[0], cert_source)
+    _check_role(role, chain[0], cert_source)
     last = max(authority.not_valid_after_utc for authority in authorities)
     if last < now:
         raise SettingsError(

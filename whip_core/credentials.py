@@ -127,7 +127,7 @@ class Credentials:
         if signature == self._seen:
             return
         try:
-            self._load()
+            warnings = self._load()
         except SettingsError as error:
             if signature == self._refused:
                 # They do not fit for longer than it takes to write them.
@@ -138,6 +138,8 @@ class Credentials:
         if self._signature() != signature:
             return  # they changed while they were read: once more at the next look
         self._seen, self._refused = signature, None
+        for warning in warnings:
+            logger.warning(warning)
         logger.info("TLS files loaded again, valid until %s", day(self._expires))
 
     def _load(self) -> list[str]:

@@ -27,7 +27,10 @@ class DialAddress:
             path = text.removeprefix("unix:")
             if not path:
                 raise _wrong(text, "the socket's path is missing")
-            return cls(path=Path(path).expanduser())
+            try:
+                return cls(path=Path(path).expanduser())
+            except RuntimeError as error:
+                raise _wrong(text, f"there is no such home: {error}") from error
         host, colon, port = text.rpartition(":")
         bare = host.removeprefix("[").removesuffix("]")
         if not (colon and bare):

@@ -37,6 +37,8 @@ CONNECT_TIMEOUT = 10.0
 """Seconds for a connection and its handshake: as for a whole dial."""
 GRACE = 2.0
 """Seconds beyond a dial's own time that a broker has to say that it is over."""
+NEWS_TIMEOUT = CONNECT_TIMEOUT + GRACE
+"""Seconds for the news to begin: a connection, and then a word from the broker itself."""
 
 
 class DialClient:
@@ -101,8 +103,13 @@ class DialClient:
 
     async def news(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A stream of the broker's news, as lines. Raises `BrokerClosed`, `NotAuthorized`."""
-        async with asyncio.timeout(CONNECT_TIMEOUT):
-            stream = await self._open("", 0, "")
+        try:
+            async with asyncio.timeout(NEWS_TIMEOUT):
+                stream = await self._open("", 0, "")
+        except TimeoutError as error:
+            raise BrokerClosed(
+                f"the broker at {self.address} did not answer within {NEWS_TIMEOUT:g} s"
+            ) from error
         reader = asyncio.StreamReader(limit=1 << 20)
         protocol = asyncio.StreamReaderProtocol(reader)
         stream.attach(protocol)
@@ -118,8 +125,7 @@ class DialClient:
     async def _open(self, asked: str, port: int, about: str) -> Stream:
         """`about` begins the errors that are not the broker's own."""
         while True:
-            if self._closed:
-                raise BrokerClosed(f"{about}the connection to the broker was closed here")
+            self._check_open(about)
             connection = self._take()
             fresh = connection is None
             if connection is None:
@@ -145,6 +151,10 @@ class DialClient:
                 if connection.reset_why.startswith(REFUSED):
                     raise NotAuthorized(f"{said} {connection.reset_why}") from error
                 raise BrokerClosed(f"{said} went away: {error}") from error
+
+    def _check_open(self, about: str) -> None:
+        if self._closed:
+            raise BrokerClosed(f"{about}the connection to the broker was closed here")
 
     def _take(self) -> FramedConnection | None:
         while self._idle:
@@ -183,6 +193,9 @@ class DialClient:
                 f"{about}no broker can be reached at {self.address}: {error}; "
                 "is `whip broker` running?"
             ) from error
+        if self._closed:  # meanwhile, and nobody else knows of this connection
+            connection.close()
+        self._check_open(about)
         self._all.add(connection)
         transport.write(hello())
         return connection

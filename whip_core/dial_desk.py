@@ -105,10 +105,6 @@ class DialDesk:
         for listener in self._listeners:
             listener.changed.set()
 
-    def agent_changed(self, name: str) -> None:
-        """Something of an agent has changed that no hook tells of."""
-        self._changed(name)
-
     async def _tell_domains(self, writer: asyncio.StreamWriter, listener: _Listener) -> None:
         for domain in self._domains():
             if domain not in listener.domains:
@@ -116,31 +112,32 @@ class DialDesk:
                 writer.write(encode_news("domain", domain=domain))
         await writer.drain()
 
-    def _changed(self, name: str) -> None:
+    def agent_changed(self, name: str) -> None:
+        """Something of the agent of that full name has changed."""
         for listener in self._listeners:
             listener.names[name] = None
             listener.changed.set()
 
     @hookimpl
     def whip_agent_joined(self, agent: AgentView) -> None:
-        self._changed(agent.name.full)
+        self.agent_changed(agent.name.full)
 
     @hookimpl
     def whip_agent_left(self, agent: AgentView) -> None:
-        self._changed(agent.name.full)
+        self.agent_changed(agent.name.full)
 
     @hookimpl
     def whip_round_trip(self, agent: AgentView) -> None:
-        self._changed(agent.name.full)
+        self.agent_changed(agent.name.full)
 
     @hookimpl
     def whip_stream_opened(self, dial: DialFinished) -> None:
         if dial.agent is not None:
-            self._changed(dial.agent.name.full)
+            self.agent_changed(dial.agent.name.full)
 
     @hookimpl
     def whip_stream_closed(self, stream: StreamClosed) -> None:
-        self._changed(stream.agent.full)
+        self.agent_changed(stream.agent.full)
 
 
 class _Listener:

@@ -275,14 +275,7 @@ class _DialConnection:
 
     def _asked(self, connection: FramedConnection, request: OpenRequested) -> asyncio.Task[None]:
         work = self._news() if asks_for_news(request.name) else self._dial(request)
-        task = self._owner._tasks.spawn(work, f"dial {request.dial_id.hex()[:8]} of a socket")
-
-        def close_unanswered(task: asyncio.Task[None]) -> None:
-            if task.cancelled() or task.exception() is not None:
-                connection.close()  # who dials must not wait for an answer
-
-        task.add_done_callback(close_unanswered)
-        return task
+        return self._owner._tasks.spawn(work, f"dial {request.dial_id.hex()[:8]} of a socket")
 
     async def _dial(self, request: OpenRequested) -> None:
         try:

@@ -14,23 +14,22 @@ these forms is a `RemoteProtocolError`.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from whip_core import errors
+from whip_core import errors, json_fields
 from whip_core.agents import AgentView
 from whip_core.caller import Caller, HttpRequest
 from whip_core.errors import DialError, RemoteProtocolError
+from whip_core.first_frame import FIRST_TYPE, first_body, first_frame
+from whip_core.frames import HEADER_SIZE
+from whip_core.json_fields import array, mapping, number, parsed, whole_number
 from whip_core.names import AgentName, Target, printable
 
 VERSION = 1
-HELLO_TYPE = 0x01
-"""The frame type of reverse connections' preamble: no frame after it has that."""
 REFUSED = "refused: "
 """What the RESET's text begins with that answers a hello: whoever says it gets no dial."""
-HEADER_SIZE = 4
 MAX_HELLO_SIZE = 1024
 """Octets of a hello: it says a version, and may say more one day."""
 MAX_WAIT = 86_400.0
@@ -55,8 +54,7 @@ _CODES = {error: code for code, error in FAILURES.items()}
 
 
 def hello() -> bytes:
-    body = json.dumps({"dial": VERSION}).encode()
-    return bytes([HELLO_TYPE]) + len(body).to_bytes(3, "big") + body
+    return first_frame(json.dumps({"dial": VERSION}).encode())
 
 
 class HelloReader:
@@ -69,25 +67,20 @@ class HelloReader:
     def feed(self, data: bytes) -> bool:
         """Raises `RemoteProtocolError` as soon as it cannot be a hello that we understand."""
         self._buffer += data
-        if self._buffer[:1] not in (b"", bytes([HELLO_TYPE])):
+        if self._buffer[:1] not in (b"", bytes([FIRST_TYPE])):
             raise RemoteProtocolError(
                 f"this is nobody who dials: the first byte is {self._buffer[:1].hex()}"
             )
-        if len(self._buffer) < HEADER_SIZE:
+        body = first_body(self._buffer, MAX_HELLO_SIZE, "a hello")
+        if body is None:
             return False
-        size = int.from_bytes(self._buffer[1:HEADER_SIZE], "big")
-        if size > MAX_HELLO_SIZE:
-            raise RemoteProtocolError(f"a hello of {size} bytes (at most {MAX_HELLO_SIZE})")
-        end = HEADER_SIZE + size
-        if len(self._buffer) < end:
-            return False
-        said = _object(self._buffer[HEADER_SIZE:end])
+        said = parsed(body, "the hello")
         if said.get("dial") != VERSION:
             raise RemoteProtocolError(
                 f"it speaks version {str(said.get('dial'))[:20]} of the dial socket, "
                 f"and this broker version {VERSION}"
             )
-        self.rest = bytes(self._buffer[end:])
+        self.rest = bytes(self._buffer[HEADER_SIZE + len(body) :])
         return True
 
 
@@ -116,14 +109,14 @@ def encode_ask(ask: Ask) -> str:
 
 def decode_ask(text: str, port: int) -> Ask:
     name, _, facts_text = text.partition("\0")
-    facts = _object(facts_text)
+    facts = parsed(facts_text, "what stands behind the name")
     timeout = facts.get("timeout")
     return Ask(
         name=name,
         port=port,
-        caller=decode_caller(_mapping(facts, "caller")),
-        wait=_seconds(facts.get("wait", 0.0)),
-        timeout=None if timeout is None else _seconds(timeout),
+        caller=decode_caller(mapping(facts.get("caller", {}), "the caller")),
+        wait=_seconds(facts.get("wait", 0.0), "the wait"),
+        timeout=None if timeout is None else _seconds(timeout, "the timeout"),
     )
 
 
@@ -184,23 +177,21 @@ def encode_served(served: Served) -> str:
 
 
 def decode_served(text: str) -> Served:
-    told = _object(text)
-    seconds = told.get("seconds")
-    if not isinstance(seconds, list) or len(seconds) != 3:
-        raise RemoteProtocolError("a dial's times are no list of three")
+    told = parsed(text, "what it told of a dial")
+    times = "a dial's times"
+    resolve, pick, opened = (number(each, times) for each in array(told.get("seconds"), times, 3))
     try:
-        asked = Target.parse(*(_address(told.get("asked")) or ("", 0)))
+        asked = Target.parse(*(_address(told.get("asked"), "what was dialled") or ("", 0)))
     except ValueError as error:
         raise RemoteProtocolError(f"what was dialled: {error}") from error
-    resolve, pick, opened = map(_float, seconds)
     return Served(
-        dial=_text(told.get("dial")),
+        dial=_text(told.get("dial"), "a dial's id"),
         asked=asked,
         agent=decode_agent(told.get("agent")),
-        port=_number(told.get("port", 0)),
-        address=_address(told.get("address")) or ("", 0),
+        port=whole_number(told.get("port", 0), "a dial's port"),
+        address=_address(told.get("address"), "a dial's address") or ("", 0),
         parked=bool(told.get("parked")),
-        relayed_by=_text(told.get("relayed_by", "")),
+        relayed_by=_text(told.get("relayed_by", ""), "the broker that relays"),
         resolve_seconds=resolve,
         pick_seconds=pick,
         open_seconds=opened,
@@ -234,24 +225,27 @@ def decode_caller(told: Mapping[str, Any]) -> Caller:
     """Raises `RemoteProtocolError` unless it is what `encode_caller` gave."""
     request = told.get("request")
     return Caller(
-        address=_address(told.get("address")),
-        proxy_user=_text_or_none(told.get("user")),
-        certificate_names=_texts(told.get("certificate", [])),
-        request=None if request is None else _request_in(_mapping(told, "request")),
-        request_id=_text_or_none(told.get("id")),
+        address=_address(told.get("address"), "a caller's address"),
+        proxy_user=_text_or_none(told.get("user"), "a caller's user"),
+        certificate_names=_texts(told.get("certificate", []), "a caller's certificate"),
+        request=None if request is None else _request_in(mapping(request, "a caller's request")),
+        request_id=_text_or_none(told.get("id"), "a request's id"),
     )
 
 
 def _request_in(told: Mapping[str, Any]) -> HttpRequest:
-    headers = _mapping(told, "headers")
-    if not all(isinstance(value, str) for value in headers.values()):
-        raise RemoteProtocolError("a request's headers are no texts")
+    headers = mapping(told.get("headers", {}), "a request's headers")
     method, scheme, host, path = (
-        told.get(name, "") for name in ("method", "scheme", "host", "path")
+        json_fields.text(told.get(name, ""), f"a request's {name}")
+        for name in ("method", "scheme", "host", "path")
     )
-    if not all(isinstance(part, str) for part in (method, scheme, host, path)):
-        raise RemoteProtocolError("a request's parts are no texts")
-    return HttpRequest(method, scheme, host, path, dict(headers))
+    return HttpRequest(
+        method,
+        scheme,
+        host,
+        path,
+        {name: json_fields.text(value, "a request's header") for name, value in headers.items()},
+    )
 
 
 # News: JSON lines
@@ -265,8 +259,8 @@ def encode_news(kind: str, **facts: Any) -> bytes:
 
 
 def decode_news(line: bytes) -> tuple[str, dict[str, Any]]:
-    told = _object(line)
-    return _text(told.get("news", "")), told
+    told = parsed(line, "a line of news")
+    return _text(told.get("news", ""), "the kind of news"), told
 
 
 def encode_agent(view: AgentView) -> dict[str, Any]:
@@ -292,94 +286,62 @@ def encode_agent(view: AgentView) -> dict[str, Any]:
 
 def decode_agent(told: Any) -> AgentView:
     """Raises `RemoteProtocolError` unless it is what `encode_agent` gave."""
-    if not isinstance(told, dict):
-        raise RemoteProtocolError("an agent that is no JSON object")
-    labels = _mapping(told, "labels")
+    told = mapping(told, "an agent")
+    labels = mapping(told.get("labels", {}), "an agent's labels")
     round_trip = told.get("round_trip")
     try:
-        name = AgentName.parse(_text(told.get("hostname")), _text(told.get("domain")))
+        name = AgentName.parse(
+            _text(told.get("hostname"), "an agent's hostname"),
+            _text(told.get("domain"), "an agent's domain"),
+        )
     except ValueError as error:
         raise RemoteProtocolError(f"an agent's name: {error}") from error
-    ports = told.get("ports")
-    if not isinstance(ports, list):
-        raise RemoteProtocolError("an agent's ports are no list")
+    ports = array(told.get("ports"), "the list of an agent's ports")
     return AgentView(
         name=name,
-        ports=tuple(map(_number, ports)),
-        labels={_text(key): _text(value) for key, value in labels.items()},
-        session_id=_text(told.get("session", "")),
-        instance_id=_text(told.get("instance", "")),
-        address=_address(told.get("address")) or ("", 0),
-        certificate_names=_texts(told.get("certificate", [])),
-        protocol_version=_number(told.get("protocol", 0)),
-        software_version=_text(told.get("software", "")),
-        streams=_number(told.get("streams", 0)),
-        parked=_number(told.get("parked", 0)),
-        round_trip=None if round_trip is None else _seconds(round_trip),
-        registered_at=_float(told.get("registered_at", 0.0)),
+        ports=tuple(whole_number(port, "an agent's port") for port in ports),
+        labels={
+            _text(key, "a label"): _text(value, "a label's value") for key, value in labels.items()
+        },
+        session_id=_text(told.get("session", ""), "an agent's session"),
+        instance_id=_text(told.get("instance", ""), "an agent's instance"),
+        address=_address(told.get("address"), "an agent's address") or ("", 0),
+        certificate_names=_texts(told.get("certificate", []), "an agent's certificate"),
+        protocol_version=whole_number(told.get("protocol", 0), "an agent's protocol version"),
+        software_version=_text(told.get("software", ""), "an agent's software version"),
+        streams=whole_number(told.get("streams", 0), "an agent's streams"),
+        parked=whole_number(told.get("parked", 0), "an agent's parked connections"),
+        round_trip=None if round_trip is None else _seconds(round_trip, "an agent's round trip"),
+        registered_at=number(told.get("registered_at", 0.0), "when an agent registered"),
         draining=bool(told.get("draining")),
         ejected=bool(told.get("ejected")),
     )
 
 
-# Reading JSON that somebody else wrote
+# Fields
 
 
-def _object(data: str | bytes | bytearray) -> dict[str, Any]:
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise RemoteProtocolError(f"this is no JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise RemoteProtocolError("this is no JSON object")
-    return value
+def _text(value: Any, what: str) -> str:
+    return printable(json_fields.text(value, what), MAX_TEXT)
 
 
-def _mapping(told: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = told.get(key, {})
-    if not isinstance(value, dict):
-        raise RemoteProtocolError(f"{key!r} is no JSON object")
-    return value
+def _text_or_none(value: Any, what: str) -> str | None:
+    return None if value is None else _text(value, what)
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise RemoteProtocolError(f"{str(value)[:40]!r} is no text")
-    return printable(value, MAX_TEXT)
+def _texts(value: Any, what: str) -> tuple[str, ...]:
+    return tuple(_text(each, what) for each in array(value, what))
 
 
-def _text_or_none(value: Any) -> str | None:
-    return None if value is None else _text(value)
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise RemoteProtocolError(f"{str(value)[:40]!r} is no list of texts")
-    return tuple(map(_text, value))
-
-
-def _number(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise RemoteProtocolError(f"{str(value)[:40]!r} is no number")
-    return value
-
-
-def _float(value: Any) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise RemoteProtocolError(f"{str(value)[:40]!r} is no number")
-    return float(value)
-
-
-def _seconds(value: Any) -> float:
-    seconds = _float(value)
+def _seconds(value: Any, what: str) -> float:
+    seconds = number(value, what)
     if not 0 <= seconds <= MAX_WAIT:
-        raise RemoteProtocolError(f"{seconds!r} is no number of seconds (0 to {MAX_WAIT:g})")
+        raise RemoteProtocolError(f"{what} is not a number of seconds from 0 to {MAX_WAIT:g}")
     return seconds
 
 
-def _address(value: Any) -> tuple[str, int] | None:
+def _address(value: Any, what: str) -> tuple[str, int] | None:
     if value is None:
         return None
-    if not isinstance(value, list) or len(value) != 2:
-        raise RemoteProtocolError(f"{str(value)[:40]!r} is no address")
-    return _text(value[0]), _number(value[1])
+    host, port = array(value, what, 2)
+    return _text(host, what), whole_number(port, what)

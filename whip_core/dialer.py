@@ -39,8 +39,9 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 3
 """Into how many a dial's time is divided at the most: an agent that does not answer must
 leave time for others, and each must have enough for a long path."""
-
-
+MOST_TRIED = 10
+"""Agents that one dial tries: of a domain where every other service is down it finds one that
+is up but for once in a thousand dials; where all are down it does not ask thousands."""
 SEEK_INTERVAL = 0.5
 """Seconds between two looks elsewhere for an agent that is waited for: nobody tells us."""
 
@@ -145,7 +146,8 @@ class Dialer:
             session = candidate.session
             if not session.pool:
                 return None
-            self._check_stream(dial, session)
+            self._check_streams(dial)
+            self._admission.check_streams_of_agent(dial.target, session.streams)
             self._admission.check_dial(dial.target, dial.caller)
         except DialError:
             return None  # who awaits the dial is told
@@ -209,7 +211,11 @@ class Dialer:
         dial = Dial(dial_id, target, caller, time.monotonic(), relayed_for=relayed_for)
         dial.asked, dial.candidate = target, Candidate(session, port)
         logger.info("%s relays dial %s of the broker %s", dial, relayed_dial[:8], relayed_for)
-        return await self._told_of(dial, self._open(dial, dial.candidate, timeout, None))
+        return await self._told_of(dial, self._open_to(dial, dial.candidate, timeout))
+
+    async def _open_to(self, dial: Dial, candidate: Candidate[Session], timeout: float) -> Stream:
+        self._check_streams(dial)
+        return await self._open(dial, candidate, timeout, None)
 
     async def _told_of(
         self, dial: Dial, opening: Coroutine[None, None, Stream], *, goes_on: bool = False
@@ -278,10 +284,14 @@ class Dialer:
                 await self._authorize(asked, candidate, dial.caller, deadline - judging)
                 dial.pick_seconds += time.monotonic() - judging
             patience = (deadline - time.monotonic()) / min(len(candidates), ATTEMPTS)
+            self._check_streams(dial)  # here, as no other agent would do
             try:
                 return await self._open(dial, candidate, patience, after)
             except DialError as error:
-                dial.failed.append(FailedAttempt(candidate.session.view(), error))
+                if not isinstance(error, Busy):  # then it was not even asked
+                    dial.failed.append(FailedAttempt(candidate.session.view(), error))
+                if len(tried) >= MOST_TRIED:
+                    raise
                 untried = await self._untried(asked, dial.caller, tried)
                 if time.monotonic() >= deadline:
                     raise
@@ -391,12 +401,9 @@ class Dialer:
         if reason is not None:
             raise NotAuthorized(f"{target}: not allowed: {reason}")
 
-    def _check_stream(self, dial: Dial, session: Session) -> None:
-        self._admission.check_stream(
-            dial.target,
-            open_to_agent=session.streams,
-            open_in_all=len(self._streams) + self._opening,
-        )
+    def _check_streams(self, dial: Dial) -> None:
+        """Raises `Busy` if the broker has no room for another stream, whichever agent's."""
+        self._admission.check_streams(dial.target, len(self._streams) + self._opening)
 
     async def _open(
         self,
@@ -407,7 +414,7 @@ class Dialer:
     ) -> Stream:
         session = candidate.session
         started = time.monotonic()
-        self._check_stream(dial, session)
+        self._admission.check_streams_of_agent(dial.target, session.streams)
         # From here on, or many dials at the same time would all see it idle and pick it.
         session.streams += 1
         self._opening += 1

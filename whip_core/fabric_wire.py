@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from whip_core import json_fields
 from whip_core.errors import RemoteProtocolError
 from whip_core.names import Target
 
@@ -78,23 +79,21 @@ class Gate:
     def admit(self, data: bytes, now: float) -> Message:
         """Raises `Unwelcome` for what has to be dropped."""
         try:
-            told = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise Unwelcome("malformed", "it is no JSON") from error
-        if not isinstance(told, dict) or told.get("v") != VERSION:
-            raise Unwelcome("malformed", f"it is no message of version {VERSION}")
-        sender, kind, number = told.get("from"), told.get("kind"), told.get("id")
-        at = told.get("at")
-        if not (isinstance(sender, str) and isinstance(kind, str) and isinstance(number, str)):
-            raise Unwelcome("malformed", "its envelope is incomplete")
-        if not isinstance(at, int | float) or isinstance(at, bool):
-            raise Unwelcome("malformed", "it does not say when it was sent")
+            told = json_fields.parsed(data, "it")
+            if told.get("v") != VERSION:
+                raise RemoteProtocolError(f"it is not a message of version {VERSION}")
+            sender, kind, message_id = (
+                json_fields.text(told.get(key), f"its {key!r}") for key in ("from", "kind", "id")
+            )
+            at = json_fields.number(told.get("at"), "when it was sent")
+        except RemoteProtocolError as error:
+            raise Unwelcome("malformed", str(error)) from error
         if told.get("cluster") != self._cluster:
             raise Unwelcome("other-cluster", f"it is of the cluster {told.get('cluster')!r:.60}")
         if not abs(now - at) <= MAX_AGE:
             raise Unwelcome("late", f"it was sent {now - at:.1f} s ago, by the sender's clock")
         self._forget(now)
-        key = f"{sender} {number}"
+        key = f"{sender} {message_id}"
         if key in self._seen:
             raise Unwelcome("replayed", "it came before")
         self._seen.add(key)
@@ -129,24 +128,16 @@ def broker_key(broker_id: str) -> str:
 
 
 def text(body: dict[str, Any], key: str) -> str:
-    value = body.get(key)
-    if not isinstance(value, str) or not value.isprintable():
-        raise RemoteProtocolError(f"{key!r} is no text")
-    return value
+    return json_fields.line(body.get(key), repr(key))
 
 
 def number(body: dict[str, Any], key: str) -> int:
-    value = body.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 65535:
-        raise RemoteProtocolError(f"{key!r} is no number (0 to 65535)")
-    return value
+    """A port, or as small as one."""
+    return json_fields.whole_number(body.get(key), repr(key), 65535)
 
 
 def mapping(body: dict[str, Any], key: str) -> Mapping[str, Any]:
-    value = body.get(key)
-    if not isinstance(value, dict):
-        raise RemoteProtocolError(f"{key!r} is no JSON object")
-    return value
+    return json_fields.mapping(body.get(key), repr(key))
 
 
 def encode_target(target: Target) -> list[Any]:
@@ -162,5 +153,5 @@ def target_in(body: dict[str, Any]) -> Target:
         and isinstance(value[0], str)
         and isinstance(value[1], int)
     ):
-        raise RemoteProtocolError("'target' is no name and port")
+        raise RemoteProtocolError("'target' is not a name and port")
     return Target.parse(value[0], value[1])

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 class Dialled(Protocol):
     """A dial under way that nobody awaits."""
 
-    def cancel(self) -> None:
+    def cancel(self) -> object:
         """Leave nothing behind, and tell nobody."""
 
 
@@ -70,10 +70,10 @@ class ForwardSpec:
                 path = listen.removeprefix("unix:")
                 if not path:
                     raise ValueError("the socket's path is missing")
-                return cls(target, path=Path(path))
+                return cls(target, path=Path(path).expanduser())
             host, _, port = listen.rpartition(":")
             return cls(target, host.strip("[]") or "127.0.0.1", _port(port, lowest=0))
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # RuntimeError: nobody's home
             raise _wrong(text, str(error)) from error
 
     def __str__(self) -> str:
@@ -137,23 +137,26 @@ class _Listener:
         self._dial = dial
         self._tasks = TaskSet()
         self._sides: dict[RelaySide, Dialled | None] = {}
-        """And their dials, as far as they are under way and nobody awaits them."""
+        """And their dials, as far as they are under way."""
 
     def accept(self) -> RelaySide:
-        return RelaySide(self._accepted, resets=True)
+        return RelaySide(self._accepted, on_gone=self._gone, resets=True)
 
     def _accepted(self, side: RelaySide) -> None:
         assert side.transport is not None
         self._sides[side] = None
         caller = Caller(address=peer_address(side.transport))
-        self._sides[side] = self._dial(self._target, caller, partial(self._told, side))
+        dial = self._dial(self._target, caller, partial(self._told, side))
+        if dial is not None:
+            self._sides[side] = dial
 
     def _told(self, side: RelaySide, dialled: Stream | Coroutine[Any, Any, Stream]) -> None:
-        self._sides[side] = None
         if isinstance(dialled, Stream):
             self._join(side, dialled)
-        else:
-            self._tasks.spawn(self._connect(side, dialled), f"forward to {self._target}")
+            return
+        task = self._tasks.spawn(self._connect(side, dialled), f"forward to {self._target}")
+        task.add_done_callback(lambda _: dialled.close())  # it may not even have begun
+        self._sides[side] = task
 
     async def _connect(self, side: RelaySide, dial: Coroutine[Any, Any, Stream]) -> None:
         try:
@@ -167,12 +170,19 @@ class _Listener:
         self._join(side, stream)
 
     def _join(self, side: RelaySide, stream: Stream) -> None:
+        self._sides[side] = None
         tunnel = RelaySide()
         stream.attach(tunnel)
         join(side, tunnel, partial(self._forget, side))
 
     def _forget(self, side: RelaySide) -> None:
         self._sides.pop(side, None)
+
+    def _gone(self, side: RelaySide) -> None:
+        """A client did not wait for its dial: nobody else wants it."""
+        dial = self._sides.pop(side, None)
+        if dial is not None:
+            dial.cancel()
 
     def _drop(self, side: RelaySide) -> None:
         self._forget(side)

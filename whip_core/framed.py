@@ -52,8 +52,9 @@ class FramedConnection(asyncio.Protocol):
     """Both ends' side of it; `role` says which.
 
     `on_open` (acceptor) is called for each OPEN and returns the task that will `accept` or
-    `refuse`; it is cancelled if the connection goes first. `on_idle` is called when a
-    stream or a refused open has left the connection parked, `on_lost` when it is gone.
+    `refuse`; it is cancelled if the connection goes first, and closes it if it fails. `on_idle`
+    is called when a stream or a refused open has left the connection parked, `on_lost` when it
+    is gone.
     `dial_socket` says that it is one to a broker's dial socket, `failure` how FAILED is read.
     """
 
@@ -266,6 +267,7 @@ class FramedConnection(asyncio.Protocol):
                     self._doubt(RemoteProtocolError("this end accepts no streams"))
                 else:
                     self._answering = self._on_open(self, event)
+                    self._answering.add_done_callback(self._close_unanswered)
             case frames.Opened(told):
                 opening = self._take_opening()
                 if told:
@@ -285,6 +287,11 @@ class FramedConnection(asyncio.Protocol):
                 self._answer_ping(payload)
             case frames.PongReceived():
                 pass
+
+    def _close_unanswered(self, answering: asyncio.Task[Any]) -> None:
+        """Who opens must not wait for an answer that does not come."""
+        if answering.cancelled() or answering.exception() is not None:
+            self.close()
 
     def _start_stream(self) -> Stream:
         self._we_ended = self._peer_ended = False

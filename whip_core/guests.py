@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from whip_core import control
+from whip_core import control, json_fields
 from whip_core.agents import AgentView, Peer, Registration
 from whip_core.awaited import Awaited, OnFinished
 from whip_core.dial import Dial, MayReturn
@@ -307,13 +307,12 @@ class Guests:
 
     def offered(self, message: Message) -> list[Guest]:
         """The agents that another broker offers. Raises `RemoteProtocolError`."""
-        offers = message.body.get("offers")
-        if not isinstance(offers, list) or len(offers) > MAX_OFFERS:
-            raise RemoteProtocolError("its offers are no list, or too many")
+        offers = json_fields.array(message.body.get("offers"), "what it offers")
+        if len(offers) > MAX_OFFERS:
+            raise RemoteProtocolError(f"it offers {len(offers)} agents (at most {MAX_OFFERS})")
         guests = []
-        for offer in offers:
-            if not isinstance(offer, dict):
-                raise RemoteProtocolError("an offer that is no JSON object")
+        for each in offers:
+            offer = json_fields.mapping(each, "an offer")
             view = decode_agent(offer.get("agent"))
             try:
                 for port in view.ports:

@@ -6,7 +6,6 @@ such dial by its own plugins before the agent is told anything.
 
 from __future__ import annotations
 
-import collections
 import json
 import random
 import time
@@ -58,7 +57,8 @@ class Holder:
         self._registry = registry
         self._plugins = plugins
         self._tasks = tasks
-        self._domains: collections.Counter[str] = collections.Counter()
+        self._domains: dict[str, set[Session]] = {}
+        """Those that may be offered, by domain."""
         self._visits: dict[str, _Visit] = {}
         self._invited: dict[tuple[str, str], None] = {}
 
@@ -67,24 +67,30 @@ class Holder:
     def joined(self, session: Session) -> None:
         name = session.name
         self._mail.fabric.hold(agent_key(name.full), shared=False)
-        self._domains[name.domain] += 1
-        if self._domains[name.domain] == 1:
+        if name.domain not in self._domains:
             self._mail.fabric.hold(domain_key(name.domain), shared=True)
+        self._domains.setdefault(name.domain, set()).add(session)
 
     def left(self, session: Session) -> None:
         """The session has ended; another may hold its name already."""
         name = session.name
         if self._registry.get(name.full) is None:
             self._mail.fabric.release(agent_key(name.full))
-        self._domains[name.domain] -= 1
-        if not self._domains[name.domain]:
-            del self._domains[name.domain]
-            self._mail.fabric.release(domain_key(name.domain))
+        self._leave_domain(session)
 
     def draining(self, session: Session) -> None:
         """It takes no new dials: nobody shall be offered it."""
         if self._registry.get(session.name.full) is session:
             self._mail.fabric.release(agent_key(session.name.full))
+        self._leave_domain(session)
+
+    def _leave_domain(self, session: Session) -> None:
+        """Of who holds a domain's key one is asked, who had better have somebody to offer."""
+        domain = session.name.domain
+        members = self._domains.get(domain, set())
+        members.discard(session)
+        if not members and self._domains.pop(domain, None) is not None:
+            self._mail.fabric.release(domain_key(domain))
 
     def drain(self) -> None:
         """Offer none of our agents any more; those that others reach already go on."""

@@ -16,8 +16,8 @@ from contextlib import aclosing
 
 from whip_core.awaited import Awaited
 from whip_core.caller import Caller
-from whip_core.candidates import Candidates, exposed_port
-from whip_core.errors import PortNotExposed, RemoteProtocolError, SettingsError
+from whip_core.candidates import Candidates, exposed_port, not_exposed
+from whip_core.errors import RemoteProtocolError, SettingsError
 from whip_core.fabric import Fabric, FabricError
 from whip_core.fabric_mail import ASK_TIMEOUT, FabricMail
 from whip_core.fabric_wire import Message, agent_key, broker_key, domain_key
@@ -144,11 +144,7 @@ class Neighbours:
                 continue
             serving = [guest for guest in guests if exposed_port(guest.ports, target.port)]
             if not serving:
-                exposed = sorted({port for guest in guests for port in guest.ports})
-                raise PortNotExposed(
-                    f"{target}: the agent does not expose port {target.port} "
-                    f"(exposed: {', '.join(map(str, exposed[:8])) or 'none'})"
-                )
+                raise not_exposed(target, (guest.ports for guest in guests))
             return Candidates[Session](serving, target.port)
         return None
 

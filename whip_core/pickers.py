@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -140,9 +140,12 @@ class LowestRTT:
 
     def _ranking(self, candidates: Sequence[AgentView]) -> _Ranking:
         now = self._now()
-        if len(candidates) <= MANY or not isinstance(candidates, Hashable):
+        if len(candidates) <= MANY:
             return _Ranking.of(candidates, now)
-        ranking = self._rankings.get(candidates)
+        try:
+            ranking = self._rankings.get(candidates)
+        except TypeError:  # a program's own list or tuple, which cannot be kept so
+            return _Ranking.of(candidates, now)
         if ranking is None or now - ranking.made_at > RANKING_SECONDS:
             ranking = self._rankings[candidates] = _Ranking.of(candidates, now)
         return ranking

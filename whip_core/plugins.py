@@ -158,9 +158,16 @@ class Plugins:
             self.fabric(settings)
 
     def fabric(self, settings: FabricSettings) -> Fabric:
-        """What the first plugin makes of the settings; `SettingsError` if none knows how."""
+        """What the first plugin makes of them; `SettingsError` if none knows how, or one fails."""
         for call in self._host.calls("whip_fabric"):
-            made: Fabric | None = call([settings])  # its `SettingsError` is for the user
+            try:
+                made: Fabric | None = call([settings])
+            except SettingsError:
+                raise  # said to the user, who reads it as it is
+            except Exception as error:
+                raise SettingsError(
+                    f"plugin {call.plugin}: {call.hook} failed: {error!r}"
+                ) from error
             if made is not None:
                 return made
         raise SettingsError(

@@ -17,13 +17,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from whip_core import limits
+from whip_core import json_fields, limits
 from whip_core.errors import RemoteProtocolError
+from whip_core.first_frame import FIRST_TYPE, first_body, first_frame
+from whip_core.frames import HEADER_SIZE
 
 MAX_PREAMBLE_SIZE = limits.DEFAULT.preamble_size
 """Octets, unless a broker is set otherwise; ours needs about 200, the old one about 60."""
-FRAME_TYPE = 0x01
-HEADER_SIZE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def encode(preamble: Preamble | OldPreamble) -> bytes:
         },
         separators=(",", ":"),
     ).encode()
-    return bytes([FRAME_TYPE]) + len(body).to_bytes(3, "big") + body
+    return first_frame(body)
 
 
 class PreambleReader:
@@ -84,7 +84,7 @@ class PreambleReader:
             return None
         if self._buffer[0] == ord("{"):
             return self._old()
-        if self._buffer[0] == FRAME_TYPE:
+        if self._buffer[0] == FIRST_TYPE:
             self._framed_first_byte = True
             return self._framed()
         raise RemoteProtocolError(
@@ -92,14 +92,11 @@ class PreambleReader:
         )
 
     def _framed(self) -> Preamble | None:
-        if len(self._buffer) < HEADER_SIZE:
+        said = first_body(self._buffer, self._max_size, "a preamble")
+        if said is None:
             return None
-        size = int.from_bytes(self._buffer[1:HEADER_SIZE], "big")
-        if size > self._max_size:
-            raise RemoteProtocolError(f"a preamble of {size} bytes (at most {self._max_size})")
-        if len(self._buffer) < HEADER_SIZE + size:
-            return None
-        body = _json_object(self._take(HEADER_SIZE + size)[HEADER_SIZE:])
+        self._take(HEADER_SIZE + len(said))
+        body = json_fields.parsed(said, "the preamble")
         return Preamble(
             session_id=_text(body, "session"),
             secret=_text(body, "secret"),
@@ -112,7 +109,7 @@ class PreambleReader:
             if len(self._buffer) > self._max_size:
                 raise RemoteProtocolError(f"a preamble of over {self._max_size} bytes")
             return None
-        body = _json_object(self._take(end))
+        body = json_fields.parsed(self._take(end), "the preamble")
         # The existing agents' JSON decoder does not mind the case of a key.
         named = {key.lower(): value for key, value in body.items()}
         return OldPreamble(_text(named, "connectionid"))
@@ -146,19 +143,5 @@ class PreambleReader:
         return taken
 
 
-def _json_object(data: bytes) -> dict[str, object]:
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise RemoteProtocolError(f"the preamble is no JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise RemoteProtocolError("the preamble is no JSON object")
-    return value
-
-
 def _text(body: dict[str, object], key: str) -> str:
-    """Printable, because it is logged, and because half a surrogate pair cannot be encoded."""
-    value = body.get(key, "")
-    if not isinstance(value, str) or not value.isprintable():
-        raise RemoteProtocolError(f"the preamble's {key!r} is no text")
-    return value
+    return json_fields.line(body.get(key, ""), f"the preamble's {key!r}")

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Generic
 
-from whip_core.candidates import Candidate, Candidates, Session, exposed_port
-from whip_core.errors import PortNotExposed, UnknownName
+from whip_core.candidates import Candidate, Candidates, Session, exposed_port, not_exposed
+from whip_core.errors import UnknownName
 from whip_core.names import AgentName, Target, close_matches, is_within
 
 MAX_REMEMBERED_DOMAINS = 10_000
@@ -18,8 +18,6 @@ MAX_COMPARED_NAMES = 1_000
 MAX_KEPT_PORTS = 16
 """Ports of a domain, or of an instance, whose candidates are kept for the next dial: more than
 services have."""
-PORTS_TOLD = 8
-"""How many exposed ports an error message lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +170,7 @@ class Registry(Generic[Session]):
             session for session in members if exposed_port(session.ports, target.port) is not None
         ]
         if not exposing:
-            raise PortNotExposed(_not_exposed(target, members))
+            raise not_exposed(target, (session.ports for session in members))
         healthy = [session for session in exposing if not session.ejected]
         return Candidates(healthy or exposing, target.port), bool(healthy)
 
@@ -206,9 +204,3 @@ def _keep(kept: dict[int, Candidates[Session]], port: int, candidates: Candidate
     if len(kept) >= MAX_KEPT_PORTS:
         del kept[next(iter(kept))]
     kept[port] = candidates
-
-
-def _not_exposed(target: Target, members: list[Session]) -> str:
-    exposed = sorted({port for session in members for port in session.ports})
-    told = ", ".join(map(str, exposed[:PORTS_TOLD])) + (", …" if len(exposed) > PORTS_TOLD else "")
-    return f"{target}: the agent does not expose port {target.port} (exposed: {told or 'none'})"

@@ -33,12 +33,18 @@ class RelaySide(asyncio.Protocol):
     """Whether `data_received` must see what passes once the pair is joined."""
 
     def __init__(
-        self, on_made: Callable[[RelaySide], None] | None = None, *, resets: bool = False
+        self,
+        on_made: Callable[[RelaySide], None] | None = None,
+        on_gone: Callable[[RelaySide], None] | None = None,
+        *,
+        resets: bool = False,
     ) -> None:
-        """`resets` is said of a socket that the kernel resets already if we die."""
+        """`on_gone` is called if the transport is lost before the side is joined; `resets` is
+        said of a socket that the kernel resets already if we die."""
         self.transport: asyncio.Transport | None = None
         self._resets = resets
         self._on_made = on_made
+        self._on_gone = on_gone
         self.peer: RelaySide | None = None
         self._early: list[bytes] = []
         self._paused_early = False
@@ -121,6 +127,8 @@ class RelaySide(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
         peer = self.peer
+        if peer is None and self._on_gone is not None:
+            self._on_gone(self)
         if peer is not None and peer.transport is not None and not peer._lost:
             # Only a side that had ended before has said all that it had to say.
             if self._ended:

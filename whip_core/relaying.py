@@ -167,16 +167,9 @@ class Relaying:
     def _asked(
         self, connection: FramedConnection, request: OpenRequested, errand: Errand
     ) -> asyncio.Task[None]:
-        task = self._tasks.spawn(
+        return self._tasks.spawn(
             self._carry(connection, request, errand), f"relay {errand.dial[:8]}"
         )
-
-        def close_unanswered(task: asyncio.Task[None]) -> None:
-            if task.cancelled() or task.exception() is not None:
-                connection.close()  # who dials must not wait for an answer
-
-        task.add_done_callback(close_unanswered)
-        return task
 
     async def _carry(
         self, connection: FramedConnection, request: OpenRequested, errand: Errand

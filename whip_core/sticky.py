@@ -16,7 +16,7 @@ import functools
 import hashlib
 import random
 from bisect import bisect_left
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from weakref import WeakKeyDictionary
 
 from whip_core.agents import AgentView
@@ -88,9 +88,10 @@ class Sticky:
         return candidates[self._ring(candidates).find(key)]
 
     def _ring(self, candidates: Sequence[AgentView]) -> _Ring:
-        if not isinstance(candidates, Hashable):  # a program's own list, say
+        try:
+            ring = self._rings.get(candidates)
+        except TypeError:  # a program's own list or tuple, which cannot be kept so
             return _Ring(candidates)
-        ring = self._rings.get(candidates)
         if ring is None:
             ring = self._rings[candidates] = _Ring(candidates)
         return ring
