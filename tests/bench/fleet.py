@@ -102,6 +102,8 @@ async def main(port: int, first: int, count: int, files: TLSFiles) -> None:
         task = asyncio.get_running_loop().create_task(agent.serve(), name=f"agent {number}")
         serving.append(task)
         await asyncio.wait([task, agent.registered], return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()  # why it was not let in
 
     await _few_at_once(lambda n=number: register(n) for number in range(first, first + count))
     print("registered", len(agents), flush=True)

@@ -70,6 +70,7 @@ def broker(folder: Path, kind: str, *options: str) -> Iterator[RunningBroker]:
         *own,
         "--whip-external-tcp-address=localhost",
         "--whip-listen-host=127.0.0.1",
+        "--max-agents-per-identity=0",  # a fleet's agents share one certificate
         f"--whip-tcp-listen-port={reverse_port}",
         f"--whip-grpc-listen-port={control_port}",
         "--metrics-listen=",
