@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from whip_core.agents import AgentView
@@ -29,7 +28,7 @@ _ANY = AgentView(
 def view(hostname: str = "instance1", **changes: Any) -> AgentView:
     """An agent of testdom."""
     name = AgentName.parse(hostname, changes.pop("domain", "testdom"))
-    return dataclasses.replace(_ANY, name=name, session_id=f"session of {name}", **changes)
+    return _ANY._replace(name=name, session_id=f"session of {name}", **changes)
 
 
 def views(count: int, **changes: Any) -> list[AgentView]:

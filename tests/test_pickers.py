@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -44,7 +43,7 @@ def loads(picker: Picker, agents: int, dials: int) -> list[int]:
     for _ in range(dials):
         chosen = picker.pick(TARGET, candidates, NOBODY)
         index = candidates.index(chosen)
-        candidates[index] = dataclasses.replace(chosen, streams=chosen.streams + 1)
+        candidates[index] = chosen._replace(streams=chosen.streams + 1)
     return sorted(agent.streams for agent in candidates)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -133,7 +132,7 @@ def test_a_picker_is_asked_again_without_those_that_failed() -> None:
     [
         (lambda _: "somebody", "plugin Asked: whip_pick gave somebody, which was not a candidate"),
         (
-            lambda found: dataclasses.replace(found[0], session_id="of old"),
+            lambda found: found[0]._replace(session_id="of old"),
             "plugin Asked: whip_pick gave agent a.testdom, which was not a candidate",
         ),
     ],

@@ -282,7 +282,7 @@ def view(number: int, **changes: object) -> AgentView:
         registered_at=float(number),
         draining=False,
     )
-    return replace(found, **changes)
+    return found._replace(**changes)
 
 
 def test_five_thousand_agents_are_searched_sorted_and_given_in_pages() -> None:

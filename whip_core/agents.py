@@ -14,8 +14,7 @@ from whip_core.errors import DialError
 from whip_core.names import AgentName, Target
 
 
-@dataclass(frozen=True, slots=True)
-class AgentView:
+class AgentView(NamedTuple):
     """A registered agent as it is at this moment. Times are seconds."""
 
     name: AgentName

@@ -11,7 +11,6 @@ A guest that cannot connect to us is dialled by way of its holder, if both allow
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -105,7 +104,7 @@ class Guest(Session):
     def view(self) -> AgentView:
         """What the holder said of its load comes on top of our own streams."""
         mine = super().view()
-        return dataclasses.replace(mine, streams=mine.streams + self.offered.streams)
+        return mine._replace(streams=mine.streams + self.offered.streams)
 
     async def open(
         self,
