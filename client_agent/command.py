@@ -25,6 +25,7 @@ from whip_core.metrics import exposition
 from whip_core.monitor import listen_address, pages, serving
 from whip_core.names import AgentName, check_labels
 from whip_core.options import (
+    MayBeEmpty,
     common_options,
     option,
     run,
@@ -83,6 +84,7 @@ logger = logging.getLogger(__name__)
 )
 @option(
     "--egress-proxy",
+    cls=MayBeEmpty,
     metavar="URL",
     help="Reach brokers through this proxy: http://[user:password@]host:port or socks5://… "
     "Without it, HTTPS_PROXY and NO_PROXY count; empty: no proxy.",

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from whip_core import limits
-from whip_core.options import option
+from whip_core.options import MayBeEmpty, option
 from whip_core.picker_choice import DEFAULT as DEFAULT_PICKER
 from whip_core.picker_choice import PICKERS
 from whip_core.settings import (
@@ -45,6 +45,8 @@ class Option:
     metavar: str | None = None
     repeatable: bool = False
     """A list in one text, separated by commas; a command takes it in several options too."""
+    may_be_empty: bool = False
+    """Whether the empty value means something, so that an empty variable does, too."""
 
 
 def setting(
@@ -56,9 +58,10 @@ def setting(
     name: str | None = None,
     *,
     repeatable: bool = False,
+    may_be_empty: bool = False,
 ) -> Option:
     name = PREFIX + (name or flag.removeprefix("--whip-").removeprefix("--").replace("-", "_"))
-    return Option(name, flag, type_, default, help_, metavar, repeatable)
+    return Option(name, flag, type_, default, help_, metavar, repeatable, may_be_empty)
 
 
 BROKER_OPTIONS: tuple[Option, ...] = (
@@ -136,9 +139,10 @@ BROKER_OPTIONS: tuple[Option, ...] = (
             "one that holds it, and relay for others: both need it (docs/brokers.md)."),
     setting("--metrics-listen", OPTIONAL_TEXT, None,
             f"Where the status page and /metrics are ({METRICS_LISTEN}); empty turns it off.",
-            "HOST:PORT"),
+            "HOST:PORT", may_be_empty=True),
     setting("--control-socket", OPTIONAL_TEXT, None,
-            "The unix socket for `whip agents` and `whip top`; empty turns it off.", "PATH"),
+            "The unix socket for `whip agents` and `whip top`; empty turns it off.", "PATH",
+            may_be_empty=True),
 )  # fmt: skip
 REMOTE = setting("--broker", OPTIONAL_TEXT, None,
                  "Dial through the `whip broker` with this dial socket (unix:/path or host:port) "
@@ -176,6 +180,8 @@ def declare(options: Iterable[Option]) -> Callable[[Command], Command]:
             attributes: dict[str, Any] = {"help": each.help}
             if each.metavar:
                 attributes["metavar"] = each.metavar
+            if each.may_be_empty:
+                attributes["cls"] = MayBeEmpty
             if each.type is TEXTS:
                 attributes["multiple"] = True
             elif each.repeatable:

@@ -48,6 +48,17 @@ class Seconds(click.FloatRange):
         return number
 
 
+class MayBeEmpty(click.Option):
+    """An option whose empty value means something, also in the environment (`WHIP_X=`).
+
+    For all others a variable that is empty is as good as unset, as click has it.
+    """
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        assert isinstance(self.envvar, str)
+        return os.environ.get(self.envvar)
+
+
 def utf8(_: click.Context, param: click.Parameter, value: Any) -> Any:
     """A callback for what is sent on: bytes that are no text come as surrogates."""
     for text in value if isinstance(value, tuple) else (value,):
@@ -87,6 +98,7 @@ def common_options(metrics_listen: str) -> Callable[[Command], Command]:
                 option("--log-level", type=click.Choice(LOG_LEVELS), default="info"),
                 option(
                     "--metrics-listen",
+                    cls=MayBeEmpty,
                     default=metrics_listen,
                     metavar="HOST:PORT",
                     help="Where /metrics, /healthz and /readyz are served; empty turns it off.",
