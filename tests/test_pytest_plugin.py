@@ -121,3 +121,18 @@ def test_the_names_of_the_package_are_there_when_asked_for_and_no_others() -> No
         assert getattr(whip_core, name) is not None
     with pytest.raises(AttributeError, match="module 'whip_core' has no attribute 'Bloker'"):
         _ = whip_core.Bloker  # type: ignore[attr-defined]
+
+
+def test_the_fakes_are_all_there_and_grpc_comes_only_with_those_that_speak_it() -> None:
+    program = (
+        "import sys\n"
+        "from whip_core.testing import memory_pair, Authority\n"
+        "assert 'grpc' not in sys.modules\n"
+        "from whip_core.testing import ScriptedAgent, ScriptedBroker\n"
+        "import whip_core.testing\n"
+        "print(*(getattr(whip_core.testing, name).__name__ for name in whip_core.testing.__all__))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == [
+        *("Authority", "MemoryTransport", "ScriptedAgent", "ScriptedBroker", "memory_pair")
+    ], done.stderr

@@ -14,9 +14,11 @@ import typing
 # gRPC looks here whether to write each port scan to stderr, across mitmproxy's screen too.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
+__all__ = ["Broker", "BrokerSettings", "Caller", "HttpRequest", "TLSFiles", "connect", "hookimpl"]
+
 if typing.TYPE_CHECKING:
     from whip_core.public import *
 else:
-    from whip_core.when_asked import __getattr__  # noqa: F401
+    from whip_core.when_asked import later
 
-__all__ = ["Broker", "BrokerSettings", "Caller", "HttpRequest", "TLSFiles", "connect", "hookimpl"]
+    __getattr__ = later(__name__, **dict.fromkeys(__all__, ".public"))
