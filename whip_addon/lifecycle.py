@@ -55,7 +55,7 @@ from whip_addon.trailers import Trailers
 from whip_addon.vouching import Vouching
 from whip_core import Broker
 from whip_core.agents import RequestFinished
-from whip_core.errors import BrokerClosed, SettingsError, StreamCut, WhipError
+from whip_core.errors import BrokerClosed, DialError, SettingsError, StreamCut, WhipError
 from whip_core.forward import ForwardSpec
 from whip_core.operating import Listening, operating
 from whip_core.options import hangup_is_ours
@@ -132,7 +132,7 @@ class WhipAddon:
         self._stop = asyncio.Event()
         self._answers = Answers()
         self._trailers = Trailers()
-        callers = Callers(self._request_id_header)
+        callers = self._callers = Callers(self._request_id_header)
         self._broken = BrokenStreams()
         labels, pins = Labels(), Pins()
         self._reuse = Reuse(lambda: self._broker, callers, pins)
@@ -333,9 +333,21 @@ class WhipAddon:
 
     def _way(self, host: str, port: int) -> Route:
         rules = self._rules()
-        return route(
-            host, port, ours=self._routes, fallback=rules.fallback, upstreams=rules.upstreams
-        )
+        try:
+            return route(
+                host,
+                port,
+                ours=self._routes,
+                fallback=rules.fallback,
+                upstreams=rules.upstreams,
+                resolved=self._resolved,
+            )
+        except DialError:  # a plugin failed, which is logged; whose name it is, nobody knows
+            return Route.REFUSE
+
+    def _resolved(self, host: str, port: int) -> bool:
+        caller = self._callers.current()
+        return self._broker is not None and self._broker.resolves(host, port, caller)
 
     def _routes(self, host: str) -> bool:
         return self._broker is not None and (is_internal(host) or self._broker.routes(host))

@@ -333,6 +333,14 @@ class Broker(Dials):
             return False
         return is_within(name, self._domains) or self._registry.is_ours(name)
 
+    def resolves(self, host: str, port: int, caller: Caller) -> bool:
+        """Whether a plugin resolves `host` to another target, so that it has to be dialled here.
+
+        For who has somewhere else to look for names that `routes` does not know. Raises
+        `DialError` if a plugin fails.
+        """
+        return self._dialer.resolves(host, port, caller)
+
     async def _dial(
         self, host: str, port: int, caller: Caller, wait: float, timeout: float | None
     ) -> Stream:

@@ -257,6 +257,16 @@ class Dialer:
         picked = self._plugins.pick_by_caller(asked, candidates.views, caller)
         return Destination(asked, picked.name if isinstance(picked, AgentView) else None)
 
+    def resolves(self, host: str, port: int, caller: Caller) -> bool:
+        """Whether a plugin has another target for it. Raises `DialError` if one fails."""
+        if not self._plugins.resolve_dials:
+            return False
+        try:
+            target = Target.parse(host, port)
+        except ValueError:
+            return False
+        return self._plugins.resolve(target, caller) != target
+
     def _opened(self, dial: Dial) -> None:
         assert dial.candidate is not None and dial.outcome is not None
         outcome = dial.outcome

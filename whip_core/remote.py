@@ -122,6 +122,10 @@ class RemoteBroker(Dials):
 
     # What a proxy asks and tells of an embedded broker. Plugins are that other broker's.
 
+    def resolves(self, host: str, port: int, caller: Caller) -> bool:
+        """Not known here: its aliases are for domains that are listed at both."""
+        return False
+
     @property
     def goes_by_caller(self) -> bool:
         """Whether that broker's plugins decide by the caller where a dial leads."""
