@@ -135,7 +135,7 @@ class Dialer:
                 ours=broker.routes,
                 fallback=rules.fallback,
                 upstreams=rules.upstreams,
-                resolved=lambda *name: broker.resolves(*name, self._callers.current()),
+                resolved=lambda name, at: broker.resolves(name, at, self._callers.current()),
             )
             if way is Route.REFUSE:
                 raise NotWhips(

@@ -41,6 +41,7 @@ from whip_addon.gate import Gate
 from whip_addon.guard import Guard
 from whip_addon.internal import is_internal
 from whip_addon.labels import Labels
+from whip_addon.loopback import Loopback
 from whip_addon.parts import Parts
 from whip_addon.passthrough import Passthrough
 from whip_addon.pins import Pins
@@ -163,7 +164,7 @@ class WhipAddon:
             FaultyAnswers(prompt.faults, labels),
             Counting(self._counts),
         )
-        self.addons: list[object] = [Gate(), parts, prompt, self._brought]
+        self.addons: list[object] = [Loopback(), Gate(), parts, prompt, self._brought]
         if self._is_second:
             self.addons.clear()
 
@@ -389,7 +390,7 @@ def _warn_of_unused_password() -> None:
 
 
 def _warn_if_open() -> None:
-    """mitmproxy listens on all interfaces by default, where whip's names are private."""
+    """Somebody has asked for other interfaces than loopback, where whip's names are private."""
     if ctx.options.proxyauth or not ctx.options.server:
         return
     for mode in (ProxyMode.parse(spec) for spec in ctx.options.mode):
