@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from command_lines import parse
+from whip_core.broker_options import BROKER_OPTIONS
+from whip_core.broker_values import read_broker
 
 PLAIN = {"WHIP_EXTERNAL_TCP_ADDRESS": "localhost", "WHIP_DOMAIN": "testdom", "WHIP_PORTS": "80"}
 
@@ -52,3 +54,40 @@ def test_where_empty_means_nothing_a_variable_that_is_empty_counts_as_unset(
     assert [found[name] for name in ("tls", "hostname", "log_level", "label")] == [
         *(True, None, "info", ())
     ]
+
+
+@pytest.mark.parametrize("variable", ["WHIP_GRPC_LISTEN_PORT", "WHIP_WHIP_GRPC_LISTEN_PORT"])
+def test_an_option_that_begins_with_whip_has_a_variable_that_does_so_once_or_twice(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert read("whip proxy", {variable: "4711"}, monkeypatch)["whip_grpc_listen_port"] == 4711
+
+
+@pytest.mark.parametrize(
+    ("call", "variable", "text", "option", "values"),
+    [
+        ("whip proxy", "WHIP_DOMAIN", "a.test,b.test", "whip_domains", ["a.test", "b.test"]),
+        ("whip proxy", "WHIP_DOMAIN", "a.test b.test,", "whip_domains", ["a.test", "b.test"]),
+        ("whip client b:1", "WHIP_LABEL", "zone=eu,tier=a", "label", ["zone=eu", "tier=a"]),
+        ("whip client b:1", "WHIP_LABEL", "of=a,b c,d=e", "label", ["of=a,b c", "d=e"]),
+        ("whip client b:1", "WHIP_PLUGIN", "a.py,b", "plugin", ["a.py", "b"]),
+        ("whip client b:1", "WHIP_PLUGIN_SET", "p.a=1,2,p.b=3", "plugin_set", ["p.a=1,2", "p.b=3"]),
+        ("whip broker", "WHIP_PLUGIN_SET", "p.a=x=1,y=2", "whip_plugin_set", ["p.a=x=1,y=2"]),
+    ],
+)
+def test_a_variable_has_several_values_with_commas_or_spaces_between_them(
+    call: str,
+    variable: str,
+    text: str,
+    option: str,
+    values: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert read(call, {variable: text}, monkeypatch)[option] == tuple(values)
+
+
+def test_several_domains_fit_into_one_option() -> None:
+    values = {option.name: option.default for option in BROKER_OPTIONS}
+    values |= {"whip_external_tcp_address": "localhost", "whip_tls": False}
+    values["whip_domains"] = ["a.test,B.test", "c.test"]
+    assert read_broker(values).domains == ("a.test", "b.test", "c.test")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from whip_core import limits
-from whip_core.options import MayBeEmpty, option
+from whip_core.options import PLUGIN_SETTINGS, MayBeEmpty, option
 from whip_core.picker_choice import DEFAULT as DEFAULT_PICKER
 from whip_core.picker_choice import PICKERS
 from whip_core.settings import (
@@ -45,6 +45,8 @@ class Option:
     metavar: str | None = None
     repeatable: bool = False
     """A list in one text, separated by commas; a command takes it in several options too."""
+    separator: str | None = None
+    """What separates several in the environment, if commas may be in one."""
     may_be_empty: bool = False
     """Whether the empty value means something, so that an empty variable does, too."""
 
@@ -58,10 +60,11 @@ def setting(
     name: str | None = None,
     *,
     repeatable: bool = False,
+    separator: str | None = None,
     may_be_empty: bool = False,
 ) -> Option:
     name = PREFIX + (name or flag.removeprefix("--whip-").removeprefix("--").replace("-", "_"))
-    return Option(name, flag, type_, default, help_, metavar, repeatable, may_be_empty)
+    return Option(name, flag, type_, default, help_, metavar, repeatable, separator, may_be_empty)
 
 
 BROKER_OPTIONS: tuple[Option, ...] = (
@@ -123,7 +126,7 @@ BROKER_OPTIONS: tuple[Option, ...] = (
     setting("--no-plugin", TEXTS, [], "An installed plugin to leave out (repeatable).", "NAME",
             name="no_plugins"),
     setting("--plugin-set", TEXTS, [], "A setting of a plugin's (repeatable).",
-            "PLUGIN.KEY=VALUE"),
+            "PLUGIN.KEY=VALUE", separator=PLUGIN_SETTINGS),
     setting("--fabric", OPTIONAL_TEXT, None,
             "What joins this broker to others, so that it reaches their agents: "
             "nats://host:4222, tls://host:4222; several with commas.", "URL"),
@@ -182,6 +185,8 @@ def declare(options: Iterable[Option]) -> Callable[[Command], Command]:
                 attributes["metavar"] = each.metavar
             if each.may_be_empty:
                 attributes["cls"] = MayBeEmpty
+            if each.separator:
+                attributes["separator"] = each.separator
             if each.type is TEXTS:
                 attributes["multiple"] = True
             elif each.repeatable:
