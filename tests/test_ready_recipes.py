@@ -240,7 +240,7 @@ def test_whoever_stops_something_waits_until_it_has_drained() -> None:
     waits = [int(settings_of(unit)["TimeoutStopSec"]) for unit in (RECIPES / "systemd").iterdir()]
     waits += [
         int(service.get("stop_grace_period", "0s").removesuffix("s"))
-        for name, service in compose()["services"].items()
+        for name, service in compose().items()
         if name in ("proxy", "agent-one", "agent-two")
     ]
     waits += [
