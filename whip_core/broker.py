@@ -349,7 +349,7 @@ class Broker(Dials):
         return self._dialer.resolves(host, port, caller)
 
     async def _dial(
-        self, host: str, port: int, caller: Caller, wait: float, timeout: float | None
+        self, host: str, port: int | str, caller: Caller, wait: float, timeout: float | None
     ) -> Stream:
         return await self._dialer.dial(host, port, caller=caller, wait=wait, timeout=timeout)
 

@@ -106,7 +106,7 @@ class Dialer:
         return found
 
     async def dial(
-        self, host: str, port: int, *, caller: Caller, wait: float, timeout: float | None
+        self, host: str, port: int | str, *, caller: Caller, wait: float, timeout: float | None
     ) -> Stream:
         """A stream to `host:port`, held back until it is given a protocol.
 

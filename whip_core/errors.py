@@ -7,7 +7,7 @@ An `errno` is the class's, in front of the built-in's own, so that `str()` is th
 
 from __future__ import annotations
 
-from errno import EACCES, ECONNABORTED, ECONNREFUSED, ECONNRESET, EPROTO, ETIMEDOUT
+from errno import EACCES, EADDRINUSE, ECONNABORTED, ECONNREFUSED, ECONNRESET, EPROTO, ETIMEDOUT
 from typing import Literal
 
 
@@ -17,6 +17,12 @@ class WhipError(Exception):
 
 class SettingsError(WhipError, ValueError):
     """A setting is wrong or contradicts another; the text says what to do."""
+
+
+class AddressInUse(SettingsError, OSError):
+    """Somebody else listens there already; the text says what to do."""
+
+    errno = EADDRINUSE
 
 
 class RemoteProtocolError(WhipError, ConnectionError):
