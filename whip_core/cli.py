@@ -16,6 +16,8 @@ import click
 
 GROUP = "whip.commands"
 DISTRIBUTION = "whip-tunnel"
+OPTIONAL = {"mitmproxy": "proxy"}
+"""What a plain install does without, and the extra that brings it."""
 
 
 class CommandsByEntryPoint(click.Group):
@@ -61,7 +63,10 @@ class CommandsByEntryPoint(click.Group):
         try:
             command = point.load()
         except Exception as error:  # noqa: BLE001  # somebody else's code may raise anything
-            return _unavailable(name, f"{_origin(point)}{error or type(error).__name__}")
+            why = f"{_origin(point)}{str(error) or type(error).__name__}"
+            if isinstance(error, ModuleNotFoundError) and (extra := _extra_with(error.name)):
+                why += f": pip install '{DISTRIBUTION}[{extra}]'"
+            return _unavailable(name, why)
         if not isinstance(command, click.Command):
             return _unavailable(name, f"{_origin(point)}{point.value} is no click command")
         return command
@@ -101,6 +106,10 @@ def _was_output(error: OSError) -> bool:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     ends = (click.echo.__code__, _Closed.write.__code__)
     return frames[-1].f_code in ends
+
+
+def _extra_with(module: str | None) -> str | None:
+    return OPTIONAL.get((module or "").partition(".")[0])
 
 
 def _origin(point: EntryPoint) -> str:
