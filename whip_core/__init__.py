@@ -14,11 +14,11 @@ import typing
 # gRPC looks here whether to write each port scan to stderr, across mitmproxy's screen too.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-__all__ = ["Broker", "BrokerSettings", "Caller", "HttpRequest", "TLSFiles", "connect", "hookimpl"]
-
 if typing.TYPE_CHECKING:
     from whip_core.public import *
 else:
-    from whip_core.when_asked import later
+    from whip_core import errors, when_asked
 
-    __getattr__ = later(__name__, **dict.fromkeys(__all__, ".public"))
+    __all__ = ["Broker", "BrokerSettings", "Caller", "HttpRequest", "TLSFiles", "connect"]
+    __all__ += ["hookimpl", *errors.__all__]
+    __getattr__ = when_asked.find(__name__, **dict.fromkeys(__all__, ".public"), testing=".testing")

@@ -10,6 +10,27 @@ from __future__ import annotations
 from errno import EACCES, EADDRINUSE, ECONNABORTED, ECONNREFUSED, ECONNRESET, EPROTO, ETIMEDOUT
 from typing import Literal
 
+__all__ = [
+    "AddressInUse",
+    "AgentGone",
+    "BrokerClosed",
+    "Busy",
+    "DialError",
+    "DialTimeout",
+    "LocalProtocolError",
+    "NotAuthorized",
+    "PluginError",
+    "PortNotExposed",
+    "RegistrationError",
+    "RemoteProtocolError",
+    "ServiceRefused",
+    "SettingsError",
+    "StreamCut",
+    "StreamReset",
+    "UnknownName",
+    "WhipError",
+]
+
 
 class WhipError(Exception):
     """Anything that whip itself raises."""

@@ -10,12 +10,16 @@ import importlib
 from collections.abc import Callable
 
 
-def later(package: str, **homes: str) -> Callable[[str], object]:
-    """A `__getattr__` for `package`. `homes` says of each name which module (`.module`) has it."""
+def find(package: str, **homes: str) -> Callable[[str], object]:
+    """A `__getattr__` for `package`. `homes` says of each name which module (`.module`) has it.
+
+    A module of that very name is meant itself.
+    """
 
     def __getattr__(name: str) -> object:  # noqa: N807  # it is one
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(homes[name], package), name)
+        module = importlib.import_module(homes[name], package)
+        return module if homes[name] == f".{name}" else getattr(module, name)
 
     return __getattr__

@@ -17,8 +17,8 @@ if typing.TYPE_CHECKING:
     from whip_core.testing.agent import ScriptedAgent
     from whip_core.testing.broker import ScriptedBroker
 else:
-    from whip_core.when_asked import later
+    from whip_core.when_asked import find
 
-    __getattr__ = later(__name__, ScriptedAgent=".agent", ScriptedBroker=".broker")
+    __getattr__ = find(__name__, ScriptedAgent=".agent", ScriptedBroker=".broker")
 
 __all__ = ["Authority", "MemoryTransport", "ScriptedAgent", "ScriptedBroker", "memory_pair"]
