@@ -25,6 +25,9 @@ from whip_core.metrics import exposition
 from whip_core.monitor import listen_address, pages, serving
 from whip_core.names import AgentName, check_labels
 from whip_core.options import (
+    LABELS,
+    PLUGIN_SETTINGS,
+    MayBeEmpty,
     common_options,
     option,
     run,
@@ -53,7 +56,13 @@ logger = logging.getLogger(__name__)
     help="What to expose: 5051, 80=5051, 443=10.0.0.7:8443 or 80=unix:/path; "
     "repeatable, or separated by commas.",
 )
-@option("--label", multiple=True, metavar="KEY=VALUE", help="A label, e.g. zone=eu; repeatable.")
+@option(
+    "--label",
+    multiple=True,
+    separator=LABELS,
+    metavar="KEY=VALUE",
+    help="A label, e.g. zone=eu; repeatable.",
+)
 @option(
     "--drain-timeout",
     type=click.FloatRange(min=0),
@@ -71,6 +80,7 @@ logger = logging.getLogger(__name__)
 @option(
     "--plugin-set",
     multiple=True,
+    separator=PLUGIN_SETTINGS,
     metavar="PLUGIN.KEY=VALUE",
     help="A setting of a plugin's (repeatable).",
 )
@@ -83,6 +93,7 @@ logger = logging.getLogger(__name__)
 )
 @option(
     "--egress-proxy",
+    cls=MayBeEmpty,
     metavar="URL",
     help="Reach brokers through this proxy: http://[user:password@]host:port or socks5://… "
     "Without it, HTTPS_PROXY and NO_PROXY count; empty: no proxy.",

@@ -51,6 +51,7 @@ class Outbox:
                 await self._write(unsent.popleft())
         except (grpc.aio.BaseError, grpc.RpcError, asyncio.InvalidStateError) as error:
             # The reader of the same stream learns of its end, and says so.
-            logger.debug("cannot send on a control stream: %s", error)
+            why = " ".join(str(error).split())  # gRPC's are of many lines
+            logger.debug("cannot send on a control stream: %s", why)
         finally:
             self._sender = self._unsent = None

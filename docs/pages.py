@@ -120,7 +120,8 @@ def option_row(option: click.Option) -> tuple[str, ...]:
     shown = option.show_default if isinstance(option.show_default, str) else option.default
     is_set = shown is not None and shown != () and "UNSET" not in repr(shown).upper()
     default = "required" if option.required else f"`{shown}`" if is_set else ""
-    variable = f"`{option.envvar}`" if option.envvar else ""
+    variables = [option.envvar] if isinstance(option.envvar, str) else option.envvar or ()
+    variable = ", ".join(f"`{name}`" for name in variables)
     return names, default, variable, option.help or ""
 
 

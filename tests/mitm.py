@@ -109,6 +109,9 @@ class FakeBroker:
         name = host.lower().removesuffix(".")
         return name in self.services or name in self.known
 
+    def resolves(self, host: str, port: int, caller: Caller) -> bool:
+        return False
+
     def destination(self, host: str, port: int, caller: Caller) -> None:
         """Every caller is brought to the same service."""
 

@@ -17,16 +17,22 @@ import pytest
 import wsproto
 import wsproto.events
 from mitmproxy import http, tcp
+from mitmproxy.addons.next_layer import NextLayer
+from mitmproxy.addons.proxyauth import ProxyAuth
+from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.exceptions import OptionsError
 from mitmproxy.proxy import server
 from mitmproxy.proxy.layers.http import HttpStream
+from mitmproxy.test import taddons
 
 from mitm import FakeBroker, answering, confdir, curl, proxy, read_head, service
+from processes import free_ports, started
 from programs import path_of
 from tunnel import agent_settings, run, running
 from whip_addon.broken import WatchedReader
 from whip_addon.commands import ADDON
 from whip_addon.lifecycle import WhipAddon
+from whip_addon.loopback import Loopback
 from whip_core import Broker, BrokerSettings
 from whip_core.errors import StreamCut, StreamReset
 from whip_core.plugin_sources import PluginOptions
@@ -755,6 +761,53 @@ def test_what_is_wrong_ends_mitmdump_with_one_line(
     [line] = [line for line in finished.stdout.splitlines() if "whip:" in line]
     assert says in line.replace("Failed to parse option ", "")
     assert "Traceback" not in finished.stdout + finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "host", "says"),
+    [
+        ((), "127.0.0.1", "asks for no password, so it listens on 127.0.0.1 only"),
+        (("--listen-host=0.0.0.0",), "*", "listens on 0.0.0.0 without a password"),
+        (("--set", "proxyauth=me:secret"), "*", ""),
+    ],
+)
+def test_without_a_password_mitmdump_listens_on_loopback_unless_it_is_told_otherwise(
+    arguments: tuple[str, ...], host: str, says: str
+) -> None:
+    proxy_port, *ports = free_ports(3)
+    settings = (f"whip_grpc_listen_port={ports[0]}", f"whip_tcp_listen_port={ports[1]}")
+    off = ("whip_metrics_listen=", "whip_control_socket=", f"confdir={confdir()}")
+
+    async def main() -> None:
+        async with started(
+            *("mitmdump", "-s", str(ADDON), f"--listen-port={proxy_port}", *PLAIN, *arguments),
+            *(part for each in (*settings, *off) for part in ("--set", each)),
+        ) as process:
+            await process.says("agents register at port")
+            [*_, listening] = [line for line in process.lines if "proxy listening at" in line]
+            assert listening.endswith(f" {host}:{proxy_port}.")
+            told = [line for line in process.lines if "password" in line]
+            assert [says in line for line in told] == [True] * bool(says)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("mode", "host"),
+    [
+        (["regular"], "127.0.0.1"),
+        (["socks5", "reverse:http://a.testdom@8081"], "127.0.0.1"),
+        (["regular", "wireguard@51821"], ""),
+    ],
+)
+def test_what_redirected_packets_come_to_is_left_as_it_is(mode: list[str], host: str) -> None:
+    async def main() -> None:
+        with taddons.context(ProxyAuth(), Proxyserver(), NextLayer()) as mitmproxy:
+            mitmproxy.options.update(mode=mode)
+            mitmproxy.configure(Loopback())
+            assert mitmproxy.options.listen_host == host
+
+    run(main())
 
 
 def test_a_port_in_use_ends_mitmdump_with_one_line(tmp_path: Path) -> None:

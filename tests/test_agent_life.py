@@ -32,6 +32,7 @@ from whip_core.errors import (
     StreamCut,
     UnknownName,
 )
+from whip_core.tasks import TaskSet
 from whip_core.testing import Authority
 from whip_core.testing.broker import ScriptedBroker
 
@@ -260,3 +261,19 @@ def test_an_agent_that_no_broker_answers_stops_at_once() -> None:
                     await task
 
     run(main())
+
+
+def test_what_grpc_says_in_many_lines_is_one_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def write(message: bytes) -> None:
+        raise asyncio.InvalidStateError("<AioRpcError:\n\tstatus = UNAVAILABLE\n>")
+
+    async def main() -> None:
+        with caplog.at_level("DEBUG"):
+            unsent = outbox.Outbox(write, tasks := TaskSet())
+            assert unsent.put(b"x")
+            await unsent.flushed()
+            await tasks.cancel_all()
+
+    run(main())
+    [line] = [text for text in caplog.messages if "cannot send" in text]
+    assert line == "cannot send on a control stream: <AioRpcError: status = UNAVAILABLE >"

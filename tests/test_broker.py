@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 
 import pytest
 
 from tunnel import (
     Watch,
+    agent_settings,
     broker_settings,
     registration,
     run,
+    running,
+    saying,
     scripted,
+    service,
 )
 from whip_core import Broker, control
-from whip_core.errors import BrokerClosed, SettingsError, UnknownName
+from whip_core.errors import AddressInUse, BrokerClosed, SettingsError, UnknownName
 from whip_core.settings import PING_INTERVAL
 
 SOON = 0.05
@@ -145,6 +150,38 @@ def test_a_port_in_use_is_one_line_that_names_the_option(
         assert str(port) in message
         assert option in message
         assert "\n" not in message
+
+    run(main())
+
+
+def test_a_forward_is_refused_as_a_dial_and_a_socket_of_pythons_would_be() -> None:
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            async with Broker(broker_settings()) as broker:
+                for name, at in (("bad name", 80), ("x.testdom", 0)):
+                    with pytest.raises(UnknownName, match=name):
+                        broker.forward(name, at)
+                with pytest.raises(OSError, match="choose another LISTEN") as raised:
+                    async with broker.forward("x.testdom", "80", listen_port=port):
+                        pass
+        assert isinstance(raised.value, AddressInUse)
+        assert raised.value.errno == errno.EADDRINUSE
+
+    run(main())
+
+
+def test_a_port_may_be_given_in_digits_as_to_asyncio() -> None:
+    async def main() -> None:
+        async with (
+            service(saying(b"hello")) as port,
+            Broker(broker_settings()) as broker,
+            running(agent_settings(broker.control_port, ports=f"80={port}")) as agent,
+        ):
+            await agent.wait_registered()
+            reader, writer = await broker.open_connection("testdom", "80")
+            assert await reader.read() == b"hello"
+            writer.close()
 
     run(main())
 

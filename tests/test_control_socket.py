@@ -116,6 +116,28 @@ def test_the_socket_of_a_broker_that_is_gone_is_replaced(tmp_path: Path) -> None
     run(main())
 
 
+def test_in_the_default_folder_what_killed_brokers_left_is_removed(login: Path) -> None:
+    login.mkdir(mode=0o700, exist_ok=True)
+    names = ("broker-1.sock", "broker-2.sock", "broker-3.sock", "other.sock")
+    killed, starting, alive, foreign = (login / name for name in names)
+    listening = socket.socket(socket.AF_UNIX)
+    for path in (killed, starting, foreign):
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(path))
+    listening.bind(str(alive))
+    listening.listen()
+    for path in (killed, alive, foreign):
+        os.utime(path, (0, 0))
+
+    async def main() -> None:
+        async with operated(None):
+            assert not killed.exists()
+            assert all(path.exists() for path in (starting, alive, foreign))
+
+    with listening:
+        run(main())
+
+
 @pytest.mark.parametrize("what", ["broker", "file", "long", "folder"])
 def test_what_cannot_be_listened_at_is_told_in_one_line(tmp_path: Path, what: str) -> None:
     path = tmp_path / ("x" * 200 if what == "long" else "control.sock")

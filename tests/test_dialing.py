@@ -92,7 +92,8 @@ def test_each_exposed_port_leads_to_its_own_service() -> None:
         ("instance2.testdom", 80, UnknownName, "registered names like it: instance1.testdom"),
         ("elsewhere.example", 80, UnknownName, "registered agents: 1, none with a name like it"),
         ("no name", 80, UnknownName, "'no name' is not a host name"),
-        ("instance1.testdom", 0, UnknownName, "0 is not a port"),
+        ("instance1.testdom", 0, UnknownName, "instance1.testdom: 0 is not a port"),
+        ("instance1.testdom", "http", UnknownName, "instance1.testdom: 'http' is not a port"),
         ("instance1.testdom", 5432, PortNotExposed, "does not expose port 5432 (exposed: 80)"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import os
 import ssl
@@ -254,6 +255,7 @@ def test_what_goes_wrong_is_an_error_of_aiohttp_that_says_why(tmp_path: Path) ->
                 with pytest.raises(aiohttp.ClientConnectorError, match="no agent is") as caught:
                     await session.get("http://nobody.other/")
                 assert isinstance(caught.value.__cause__, DialError)
+                assert caught.value.errno == errno.ECONNREFUSED
                 with pytest.raises(aiohttp.ClientConnectorCertificateError):
                     await session.get(f"https://{TLS}/small")
                 with pytest.raises(aiohttp.ServerFingerprintMismatch):

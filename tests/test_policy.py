@@ -237,9 +237,29 @@ def test_every_decision_is_a_line_of_json() -> None:
     ]
 
 
-def test_a_dry_run_only_logs() -> None:
+@pytest.mark.parametrize("text", ["", "[[agent]]\nwho = '*'\n"])
+def test_a_policy_without_callers_lets_nobody_through_and_the_broker_says_so(
+    text: str, tmp_path: Path
+) -> None:
+    assert dial(text, user="alice") is not None
+    path = tmp_path / "policy.toml"
+    path.write_text(text)
+
+    async def main() -> None:
+        with Log() as log:
+            async with Broker(broker_settings(policy=path)):
+                pass
+        [line] = [line for line in log.lines if "[[caller]]" in line]
+        assert f"policy {path} has no [[caller]], so nobody may reach anything" in line
+
+    run(main())
+
+
+@pytest.mark.parametrize("key", ["dry-run", "dry_run"])
+def test_a_dry_run_only_logs(key: str) -> None:
+    assert dial(f"{key} = true\n", user="eve") is None
     with Log() as log:
-        assert dial('dry-run = true\n[[caller]]\nusers = "alice"\n', user="eve") is None
+        assert dial(f'{key} = true\n[[caller]]\nusers = "alice"\n', user="eve") is None
     [decision] = decisions(log.lines)
     assert (decision["policy"], decision["dry_run"], decision["user"]) == ("deny", True, "eve")
 

@@ -28,11 +28,11 @@ def wrong(text: str) -> str:
     ("text", "says"),
     [
         ("who = ", "Invalid value"),
-        ("", 'it has no [[caller]], so nobody would reach anything: write one, with who = "*"'),
-        ("[[agent]]\nwho = '*'\n", "it has no [[caller]]"),
         ("[[callers]]\nwho = '*'\n", "there is no 'callers' at the top: write one of dry-run, "),
         ("[caller]\nwho = '*'\n", "caller: write it as [[caller]], once for each rule"),
         (f"dry-run = 'yes'\n{ANYONE}", "dry-run = 'yes': write true or false"),
+        ("dry_run = 1\n", "dry_run = 1: write true or false"),
+        ("dry-run = true\ndry_run = true\n", "dry-run and dry_run are the same: write one"),
         ("[[caller]]\n", "[[caller]] 1: it does not say who: give users, certificates, networks"),
         (f"{ANYONE}[[caller]]\nuser = 'a'\n", "[[caller]] 2: there is no 'user' in it: write one"),
         ("[[caller]]\nrule = 'me'\nusers = 1\n", "[[caller]] 1 (me): users = 1: write a text, or"),

@@ -310,6 +310,21 @@ def test_without_mitmproxy_it_is_said_how_to_get_it(
     assert len(finished.output.splitlines()) == 1
 
 
+@pytest.mark.parametrize("command", ["demo", "replay-across"])
+def test_a_command_that_cannot_even_be_imported_without_mitmproxy_says_the_same(
+    command: str,
+) -> None:
+    code = (
+        "import sys; sys.modules['mitmproxy'] = None\n"
+        f"from whip_core.cli import main; main(['{command}'], prog_name='whip')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"Error: `whip {command}` is not available here: ")
+    assert line.endswith("pip install 'whip-tunnel[proxy]'")
+
+
 # The proxy itself, with a real broker and a real agent
 
 

@@ -109,7 +109,7 @@ def test_a_test_run_that_uses_no_fixture_loads_next_to_nothing() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        "whip_core whip_core.pytest_plugin whip_core.when_asked",
+        "whip_core whip_core.errors whip_core.pytest_plugin whip_core.when_asked",
         "",
     ]
 
@@ -121,3 +121,31 @@ def test_the_names_of_the_package_are_there_when_asked_for_and_no_others() -> No
         assert getattr(whip_core, name) is not None
     with pytest.raises(AttributeError, match="module 'whip_core' has no attribute 'Bloker'"):
         _ = whip_core.Bloker  # type: ignore[attr-defined]
+
+
+def test_errors_and_fakes_are_there_without_an_import_of_their_own() -> None:
+    program = (
+        "import whip_core\n"
+        "assert whip_core.errors.UnknownName is whip_core.UnknownName\n"
+        "assert whip_core.testing.memory_pair\n"
+        "assert set(whip_core.errors.__all__) < set(whip_core.__all__)\n"
+        "from whip_core import *\n"
+        "assert DialError is whip_core.DialError and Broker"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_fakes_are_all_there_and_grpc_comes_only_with_those_that_speak_it() -> None:
+    program = (
+        "import sys\n"
+        "from whip_core.testing import memory_pair, Authority\n"
+        "assert 'grpc' not in sys.modules\n"
+        "from whip_core.testing import ScriptedAgent, ScriptedBroker\n"
+        "import whip_core.testing\n"
+        "print(*(getattr(whip_core.testing, name).__name__ for name in whip_core.testing.__all__))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == [
+        *("Authority", "MemoryTransport", "ScriptedAgent", "ScriptedBroker", "memory_pair")
+    ], done.stderr

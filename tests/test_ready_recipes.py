@@ -29,6 +29,7 @@ from whip_core.metrics import AgentMetrics, BrokerMetrics
 from whip_core.monitor import pages, serving
 from whip_core.plugin_sources import load_plugins
 from whip_core.routes import Routes
+from whip_core.settings import DRAIN_TIMEOUT
 
 pytestmark = pytest.mark.once
 
@@ -219,6 +220,37 @@ def test_systemd_takes_the_unit(unit: Path) -> None:
     parse(
         [word.replace("$WHIP_ENDPOINTS", "b:1") for word in command] + required[start[:11].strip()]
     )
+
+
+def settings_of(unit: Path) -> dict[str, str]:
+    return dict(re.findall(r"^(\w+)=(.*)$", unit.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("unit", sorted((RECIPES / "systemd").iterdir()), ids=lambda p: p.name)
+def test_systemd_hears_of_readiness_and_of_a_loop_that_hangs(unit: Path) -> None:
+    settings = settings_of(unit)
+    assert (settings["Type"], settings["WatchdogSec"]) == ("notify", "30")
+    is_broker = unit.name == "whip-proxy.service"
+    assert settings.get("RuntimeDirectory") == ("whip" if is_broker else None)
+    # An agent may have to wait for its broker.
+    assert settings.get("TimeoutStartSec") == (None if is_broker else "infinity")
+
+
+def test_whoever_stops_something_waits_until_it_has_drained() -> None:
+    waits = [int(settings_of(unit)["TimeoutStopSec"]) for unit in (RECIPES / "systemd").iterdir()]
+    waits += [
+        int(service.get("stop_grace_period", "0s").removesuffix("s"))
+        for name, service in compose().items()
+        if name in ("proxy", "agent-one", "agent-two")
+    ]
+    waits += [
+        document["spec"]["template"]["spec"].get("terminationGracePeriodSeconds", 0)
+        for name in ("broker", "agent")
+        for document in documents(RECIPES / "kubernetes" / f"{name}.yaml")
+        if document["kind"] == "Deployment"
+    ]
+    assert len(waits) == 7
+    assert all(wait >= DRAIN_TIMEOUT + 10 for wait in waits), waits
 
 
 @needs_program("promtool")

@@ -285,6 +285,29 @@ def test_a_target_that_is_resolved_by_the_request_is_resolved_for_each() -> None
     run(main())
 
 
+def test_with_fallback_an_alias_is_never_looked_for_in_public_dns() -> None:
+    class Alias:
+        @hookimpl
+        def whip_resolve(self, target: Target) -> Target | None:
+            if target.name == "broken.localhost":
+                raise LookupError("no table of aliases")
+            return Target("testdom", 80) if target.name == "shop.localhost" else None
+
+    async def main() -> None:
+        async with (
+            service(answering(b"public")) as port,
+            tunnel("a", plugins=[Alias()], whip_fallback=True) as t,
+        ):
+            finished = await t.curl(f"http://shop.localhost:{port}/")
+            assert finished.output.split() == ["a"]
+            finished = await t.curl(f"http://localhost:{port}/")
+            assert finished.output == "public"
+            finished = await t.curl(f"http://broken.localhost:{port}/")
+            assert "no table of aliases" in finished.output
+
+    run(main(), logs_errors=True)
+
+
 def test_a_plugin_that_fails_for_a_request_fails_that_request_alone() -> None:
     class Fails:
         @hookimpl

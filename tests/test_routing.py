@@ -44,6 +44,30 @@ def test_where_a_host_goes(host: str, without_fallback: Route, with_fallback: Ro
         assert route(host, 3128, ours=ours, fallback=fallback, upstreams=upstreams) is expected
 
 
+def test_with_fallback_a_name_that_a_plugin_resolves_is_whips_and_no_address_or_upstream_is() -> (
+    None
+):
+    asked: list[tuple[str, int]] = []
+
+    def resolved(host: str, port: int) -> bool:
+        asked.append((host, port))
+        return host == "shop"
+
+    for host, fallback, expected in (
+        ("shop", True, Route.WHIP),
+        ("example.com", True, Route.DIRECT),
+        ("192.0.2.1", True, Route.DIRECT),
+        ("proxy.example", True, Route.DIRECT),
+        ("shop", False, Route.ASK),
+    ):
+        upstreams = {("proxy.example", 3128)}
+        assert (
+            route(host, 3128, ours=ours, fallback=fallback, upstreams=upstreams, resolved=resolved)
+            is expected
+        )
+    assert asked == [("shop", 3128), ("example.com", 3128)]
+
+
 def test_only_the_very_upstream_proxy_is_let_out() -> None:
     upstreams = {("proxy.example", 3128), ("testdom", 3128)}
     for host, port, expected in (

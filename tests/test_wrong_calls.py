@@ -6,11 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from programs import needs_program, path_of
-from whip_core.cli import main
+from whip_core.cli import main, whiphack
 
 PLAIN = ("--whip-external-tcp-address=localhost", "--tls=false")
 
@@ -38,9 +39,41 @@ PLAIN = ("--whip-external-tcp-address=localhost", "--tls=false")
 def test_what_cannot_be_meant_is_a_wrong_call(arguments: tuple[str, ...], says: str) -> None:
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2, result.output
-    last = result.output.splitlines()[-1]
-    assert last.startswith("Error: ")
-    assert says in last
+    [line] = result.output.splitlines()
+    assert line.startswith("Error: ")
+    assert says in line
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "line"),
+    [
+        (main, ("nonsense",), "No such command 'nonsense' (see: main --help)"),
+        (main, ("--nonsense",), "No such option '--nonsense' (see: main --help)"),
+        (main, ("client", "b:1"), "... (see: main client --help)"),
+        (main, ("doctor", "nonsense"), "... (see: main doctor --help)"),
+        (main, ("addon-path", "x"), "... (see: main addon-path --help)"),
+        (
+            main,
+            ("pki", "createandsign", "client"),
+            "... (see: main pki createandsign client --help)",
+        ),
+        (whiphack, ("pki", "nonsense"), "... (see: whiphack pki --help)"),
+        (main, ("top", "--sort", "nonsense"), "... (see: main top --help)"),
+    ],
+)
+def test_a_wrong_call_is_one_line_that_says_where_help_is(
+    program: click.Command, arguments: tuple[str, ...], line: str
+) -> None:
+    result = CliRunner().invoke(program, arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    [said] = result.stderr.splitlines()
+    assert said.startswith("Error: ")
+    assert said.endswith(line.removeprefix("..."))
+
+
+def test_a_command_without_anything_shows_its_help() -> None:
+    for arguments in ((), ("pki",), ("doctor",)):
+        assert "Commands:" in CliRunner().invoke(main, arguments).output
 
 
 @needs_program("whip")

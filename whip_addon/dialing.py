@@ -42,6 +42,7 @@ class Dials(Directs, Protocol):
     @property
     def broker_id(self) -> str: ...
     def routes(self, host: str) -> bool: ...
+    def resolves(self, host: str, port: int, caller: Caller) -> bool: ...
 
     async def open_connection(
         self, host: str, port: int, *, caller: Caller, wait: float = 0.0
@@ -134,6 +135,7 @@ class Dialer:
                 ours=broker.routes,
                 fallback=rules.fallback,
                 upstreams=rules.upstreams,
+                resolved=lambda name, at: broker.resolves(name, at, self._callers.current()),
             )
             if way is Route.REFUSE:
                 raise NotWhips(

@@ -41,6 +41,7 @@ from whip_addon.gate import Gate
 from whip_addon.guard import Guard
 from whip_addon.internal import is_internal
 from whip_addon.labels import Labels
+from whip_addon.loopback import Loopback
 from whip_addon.parts import Parts
 from whip_addon.passthrough import Passthrough
 from whip_addon.pins import Pins
@@ -55,7 +56,7 @@ from whip_addon.trailers import Trailers
 from whip_addon.vouching import Vouching
 from whip_core import Broker
 from whip_core.agents import RequestFinished
-from whip_core.errors import BrokerClosed, SettingsError, StreamCut, WhipError
+from whip_core.errors import BrokerClosed, DialError, SettingsError, StreamCut, WhipError
 from whip_core.forward import ForwardSpec
 from whip_core.operating import Listening, operating
 from whip_core.options import hangup_is_ours
@@ -132,7 +133,7 @@ class WhipAddon:
         self._stop = asyncio.Event()
         self._answers = Answers()
         self._trailers = Trailers()
-        callers = Callers(self._request_id_header)
+        callers = self._callers = Callers(self._request_id_header)
         self._broken = BrokenStreams()
         labels, pins = Labels(), Pins()
         self._reuse = Reuse(lambda: self._broker, callers, pins)
@@ -163,7 +164,7 @@ class WhipAddon:
             FaultyAnswers(prompt.faults, labels),
             Counting(self._counts),
         )
-        self.addons: list[object] = [Gate(), parts, prompt, self._brought]
+        self.addons: list[object] = [Loopback(), Gate(), parts, prompt, self._brought]
         if self._is_second:
             self.addons.clear()
 
@@ -333,9 +334,21 @@ class WhipAddon:
 
     def _way(self, host: str, port: int) -> Route:
         rules = self._rules()
-        return route(
-            host, port, ours=self._routes, fallback=rules.fallback, upstreams=rules.upstreams
-        )
+        try:
+            return route(
+                host,
+                port,
+                ours=self._routes,
+                fallback=rules.fallback,
+                upstreams=rules.upstreams,
+                resolved=self._resolved,
+            )
+        except DialError:  # a plugin failed, which is logged; whose name it is, nobody knows
+            return Route.REFUSE
+
+    def _resolved(self, host: str, port: int) -> bool:
+        caller = self._callers.current()
+        return self._broker is not None and self._broker.resolves(host, port, caller)
 
     def _routes(self, host: str) -> bool:
         return self._broker is not None and (is_internal(host) or self._broker.routes(host))
@@ -377,7 +390,7 @@ def _warn_of_unused_password() -> None:
 
 
 def _warn_if_open() -> None:
-    """mitmproxy listens on all interfaces by default, where whip's names are private."""
+    """Somebody has asked for other interfaces than loopback, where whip's names are private."""
     if ctx.options.proxyauth or not ctx.options.server:
         return
     for mode in (ProxyMode.parse(spec) for spec in ctx.options.mode):

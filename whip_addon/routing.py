@@ -5,9 +5,10 @@
    never anywhere else, whatever becomes of the dial.
 3. The upstream proxy that mitmproxy is configured to use is reached directly: whoever
    started it has named it.
-4. Everything else goes out directly if fallback allows it. Otherwise an address is
-   refused, and a name is left to the broker: it says what is wrong with it, or waits for
-   its agent, or has a plugin that knows it.
+4. Everything else goes out directly if fallback allows it, but for a name that a plugin
+   resolves to another target: it may be known to nobody else. Without fallback an address
+   is refused, and a name is left to the broker: it says what is wrong with it, or waits
+   for its agent, or has a plugin that knows it.
 """
 
 from __future__ import annotations
@@ -33,13 +34,20 @@ def route(
     ours: Callable[[str], bool],
     fallback: bool,
     upstreams: Collection[tuple[str, int]] = (),
+    resolved: Callable[[str, int], bool] = lambda *_: False,
 ) -> Route:
-    """`ours` is the broker's `routes`; `upstreams` the upstream proxies in use."""
+    """`ours` is the broker's `routes`; `upstreams` the upstream proxies in use.
+
+    `resolved` tells whether a plugin resolves the name to another target. It is asked only
+    where that makes a difference, and may raise `DialError`.
+    """
     address = is_address(host)
     if not address and ours(host):
         return Route.WHIP
-    if fallback or (host, port) in upstreams:
+    if (host, port) in upstreams:
         return Route.DIRECT
+    if fallback:
+        return Route.WHIP if not address and resolved(host, port) else Route.DIRECT
     return Route.REFUSE if address else Route.ASK
 
 

@@ -17,6 +17,8 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 if typing.TYPE_CHECKING:
     from whip_core.public import *
 else:
-    from whip_core.when_asked import __getattr__  # noqa: F401
+    from whip_core import errors, when_asked
 
-__all__ = ["Broker", "BrokerSettings", "Caller", "HttpRequest", "TLSFiles", "connect", "hookimpl"]
+    __all__ = ["Broker", "BrokerSettings", "Caller", "HttpRequest", "TLSFiles", "connect"]
+    __all__ += ["hookimpl", *errors.__all__]
+    __getattr__ = when_asked.find(__name__, **dict.fromkeys(__all__, ".public"), testing=".testing")

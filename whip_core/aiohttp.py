@@ -58,7 +58,7 @@ class WhipConnector(aiohttp.TCPConnector):
         except TimeoutError as error:
             raise aiohttp.ConnectionTimeoutError(str(error)) from error
         except OSError as error:
-            # aiohttp shows only what stands behind a number.
+            # aiohttp shows only what stands behind a number, and not each error has one.
             told = OSError(error.errno or 0, str(error))
             raise aiohttp.ClientConnectorError(req.connection_key, told) from error
 

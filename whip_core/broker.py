@@ -79,8 +79,9 @@ class Broker(Dials):
         self.broker_id = secrets.token_hex(8)
         self.metrics = BrokerMetrics()
         rules: list[object] = [CertificateCoversName()]
-        if settings.policy is not None:
-            rules.append(PolicyRules(_read_policy(settings.policy)))
+        self._policy = _read_policy(settings.policy) if settings.policy is not None else None
+        if self._policy is not None:
+            rules.append(PolicyRules(self._policy))
         outliers = (
             OutlierEjection(lambda agent, seconds: self._registrar.eject(agent, seconds))
             if settings.outlier_ejection
@@ -137,6 +138,12 @@ class Broker(Dials):
 
     async def __aenter__(self) -> Broker:
         self.plugins.start(self.metrics.registry)
+        if self._policy is not None and not self._policy.callers and not self._policy.dry_run:
+            logger.warning(
+                "policy %s has no [[caller]], so nobody may reach anything: write one, "
+                'with who = "*" if everybody may',
+                self.settings.policy,
+            )
         files = self.settings.tls
         if files is not None:
             self._credentials = Credentials(files, Role.BROKER, self.metrics.certificate_expires)
@@ -333,8 +340,16 @@ class Broker(Dials):
             return False
         return is_within(name, self._domains) or self._registry.is_ours(name)
 
+    def resolves(self, host: str, port: int, caller: Caller) -> bool:
+        """Whether a plugin resolves `host` to another target, so that it has to be dialled here.
+
+        For who has somewhere else to look for names that `routes` does not know. Raises
+        `DialError` if a plugin fails.
+        """
+        return self._dialer.resolves(host, port, caller)
+
     async def _dial(
-        self, host: str, port: int, caller: Caller, wait: float, timeout: float | None
+        self, host: str, port: int | str, caller: Caller, wait: float, timeout: float | None
     ) -> Stream:
         return await self._dialer.dial(host, port, caller=caller, wait=wait, timeout=timeout)
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from whip_core import limits
-from whip_core.options import option
+from whip_core.options import PLUGIN_SETTINGS, MayBeEmpty, option
 from whip_core.picker_choice import DEFAULT as DEFAULT_PICKER
 from whip_core.picker_choice import PICKERS
 from whip_core.settings import (
@@ -45,6 +45,10 @@ class Option:
     metavar: str | None = None
     repeatable: bool = False
     """A list in one text, separated by commas; a command takes it in several options too."""
+    separator: str | None = None
+    """What separates several in the environment, if commas may be in one."""
+    may_be_empty: bool = False
+    """Whether the empty value means something, so that an empty variable does, too."""
 
 
 def setting(
@@ -56,9 +60,11 @@ def setting(
     name: str | None = None,
     *,
     repeatable: bool = False,
+    separator: str | None = None,
+    may_be_empty: bool = False,
 ) -> Option:
     name = PREFIX + (name or flag.removeprefix("--whip-").removeprefix("--").replace("-", "_"))
-    return Option(name, flag, type_, default, help_, metavar, repeatable)
+    return Option(name, flag, type_, default, help_, metavar, repeatable, separator, may_be_empty)
 
 
 BROKER_OPTIONS: tuple[Option, ...] = (
@@ -120,7 +126,7 @@ BROKER_OPTIONS: tuple[Option, ...] = (
     setting("--no-plugin", TEXTS, [], "An installed plugin to leave out (repeatable).", "NAME",
             name="no_plugins"),
     setting("--plugin-set", TEXTS, [], "A setting of a plugin's (repeatable).",
-            "PLUGIN.KEY=VALUE"),
+            "PLUGIN.KEY=VALUE", separator=PLUGIN_SETTINGS),
     setting("--fabric", OPTIONAL_TEXT, None,
             "What joins this broker to others, so that it reaches their agents: "
             "nats://host:4222, tls://host:4222; several with commas.", "URL"),
@@ -136,9 +142,10 @@ BROKER_OPTIONS: tuple[Option, ...] = (
             "one that holds it, and relay for others: both need it (docs/brokers.md)."),
     setting("--metrics-listen", OPTIONAL_TEXT, None,
             f"Where the status page and /metrics are ({METRICS_LISTEN}); empty turns it off.",
-            "HOST:PORT"),
+            "HOST:PORT", may_be_empty=True),
     setting("--control-socket", OPTIONAL_TEXT, None,
-            "The unix socket for `whip agents` and `whip top`; empty turns it off.", "PATH"),
+            "The unix socket for `whip agents` and `whip top`; empty turns it off.", "PATH",
+            may_be_empty=True),
 )  # fmt: skip
 REMOTE = setting("--broker", OPTIONAL_TEXT, None,
                  "Dial through the `whip broker` with this dial socket (unix:/path or host:port) "
@@ -176,6 +183,10 @@ def declare(options: Iterable[Option]) -> Callable[[Command], Command]:
             attributes: dict[str, Any] = {"help": each.help}
             if each.metavar:
                 attributes["metavar"] = each.metavar
+            if each.may_be_empty:
+                attributes["cls"] = MayBeEmpty
+            if each.separator:
+                attributes["separator"] = each.separator
             if each.type is TEXTS:
                 attributes["multiple"] = True
             elif each.repeatable:

@@ -225,7 +225,8 @@ def _tls_files(
 
 def _domains(values: Mapping[str, Any], spell: Callable[[str], str]) -> tuple[str, ...]:
     try:
-        return tuple(normalize(domain) for domain in values["whip_domains"])
+        domains = (each for text in values["whip_domains"] for each in text.split(","))
+        return tuple(normalize(domain.strip()) for domain in domains)
     except ValueError as error:
         raise SettingsError(f"{spell('whip_domains')}: {error}") from error
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import IO, Any
 
 import click
 
 GROUP = "whip.commands"
 DISTRIBUTION = "whip-tunnel"
+OPTIONAL = {"mitmproxy": "proxy"}
+"""What a plain install does without, and the extra that brings it."""
 
 
 class CommandsByEntryPoint(click.Group):
@@ -35,6 +39,14 @@ class CommandsByEntryPoint(click.Group):
             click.echo(f"Error: cannot write the output: {error.strerror or error}", err=True)
             sys.exit(1)
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with _one_line():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _one_line():
+            return super().invoke(ctx)
+
     def _found(self) -> dict[str, EntryPoint]:
         points = entry_points(group=self.entry_point_group)
         own = (point for point in points if point.dist and point.dist.name == DISTRIBUTION)
@@ -51,10 +63,35 @@ class CommandsByEntryPoint(click.Group):
         try:
             command = point.load()
         except Exception as error:  # noqa: BLE001  # somebody else's code may raise anything
-            return _unavailable(name, f"{_origin(point)}{error or type(error).__name__}")
+            why = f"{_origin(point)}{str(error) or type(error).__name__}"
+            if isinstance(error, ModuleNotFoundError) and (extra := _extra_with(error.name)):
+                why += f": pip install '{DISTRIBUTION}[{extra}]'"
+            return _unavailable(name, why)
         if not isinstance(command, click.Command):
             return _unavailable(name, f"{_origin(point)}{point.value} is no click command")
         return command
+
+
+class WrongCall(click.UsageError):
+    """A wrong call, told in one line; click's own adds three of usage and advice."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.ClickException.show(self, file)
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """Turn click's errors about how it was called into ours."""
+    try:
+        yield
+    except click.UsageError as error:
+        if type(error).show is not click.UsageError.show:  # ours, or help, which has many lines
+            raise
+        text = " ".join(error.format_message().split())
+        context = error.ctx
+        if context is not None and context.command.get_help_option(context) is not None:
+            text = f"{text.removesuffix('.')} (see: {context.command_path} --help)"
+        raise WrongCall(text, context) from error
 
 
 class _Closed(io.TextIOBase):
@@ -69,6 +106,10 @@ def _was_output(error: OSError) -> bool:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     ends = (click.echo.__code__, _Closed.write.__code__)
     return frames[-1].f_code in ends
+
+
+def _extra_with(module: str | None) -> str | None:
+    return OPTIONAL.get((module or "").partition(".")[0])
 
 
 def _origin(point: EntryPoint) -> str:

@@ -6,15 +6,20 @@ as long as one broker runs: they all are in one folder.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import socket
 import stat
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from whip_core.errors import SettingsError
 from whip_core.sockets import answers, bind_unix
 
+STARTS_WITHIN = 60.0
+"""Seconds: a broker that starts has its socket before it listens there."""
 REMEDY = "choose another --control-socket, or none (--control-socket=)"
 
 
@@ -53,13 +58,29 @@ def running(environ: Mapping[str, str] = os.environ) -> list[Path]:
 def bind(path: Path, *, in_default_folder: bool) -> socket.socket:
     """Listen at `path`, for this user only. Raises `SettingsError`.
 
-    The socket of a broker that is gone is replaced, that of one that runs is not.
+    The socket of a broker that is gone is replaced, that of one that runs is not. In the
+    default folder those of others that are gone are removed, too: nobody else would.
     """
     if in_default_folder:
         _private(path.parent)
+        _sweep(path.parent)
     if answers(path):
         raise SettingsError(f"a broker that runs has the control socket {path}: {REMEDY}")
     return bind_unix(path, REMEDY)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed brokers have left."""
+    for path in folder.glob("broker-*.sock"):
+        with contextlib.suppress(OSError):  # gone by now
+            if path.lstat().st_mtime < time.time() - STARTS_WITHIN and _is_dead(path):
+                path.unlink()
+
+
+def _is_dead(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # whoever is busy lives
+        return probe.connect_ex(str(path)) == errno.ECONNREFUSED
 
 
 def _private(folder: Path) -> None:

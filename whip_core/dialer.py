@@ -106,7 +106,7 @@ class Dialer:
         return found
 
     async def dial(
-        self, host: str, port: int, *, caller: Caller, wait: float, timeout: float | None
+        self, host: str, port: int | str, *, caller: Caller, wait: float, timeout: float | None
     ) -> Stream:
         """A stream to `host:port`, held back until it is given a protocol.
 
@@ -256,6 +256,16 @@ class Dialer:
             return Destination(asked, candidates.first().session.name)
         picked = self._plugins.pick_by_caller(asked, candidates.views, caller)
         return Destination(asked, picked.name if isinstance(picked, AgentView) else None)
+
+    def resolves(self, host: str, port: int, caller: Caller) -> bool:
+        """Whether a plugin has another target for it. Raises `DialError` if one fails."""
+        if not self._plugins.resolve_dials:
+            return False
+        try:
+            target = Target.parse(host, port)
+        except ValueError:
+            return False
+        return self._plugins.resolve(target, caller) != target
 
     def _opened(self, dial: Dial) -> None:
         assert dial.candidate is not None and dial.outcome is not None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from whip_core.caller import NOBODY, Caller
+from whip_core.errors import UnknownName
 from whip_core.forward import Dialled, ForwardSpec, Tell, forwarding
 from whip_core.names import Target
 from whip_core.stream import Stream
@@ -32,7 +33,7 @@ class Dials(abc.ABC):
 
     @abc.abstractmethod
     async def _dial(
-        self, host: str, port: int, caller: Caller, wait: float, timeout: float | None
+        self, host: str, port: int | str, caller: Caller, wait: float, timeout: float | None
     ) -> Stream:
         """A stream without a protocol. Raises `DialError`; cancelled, it leaves nothing."""
 
@@ -46,7 +47,7 @@ class Dials(abc.ABC):
     async def open_connection(
         self,
         host: str,
-        port: int,
+        port: int | str,
         *,
         caller: Caller = NOBODY,
         wait: float = 0.0,
@@ -69,7 +70,7 @@ class Dials(abc.ABC):
         self,
         protocol_factory: Callable[[], ProtocolT],
         host: str,
-        port: int,
+        port: int | str,
         *,
         caller: Caller = NOBODY,
         wait: float = 0.0,
@@ -89,14 +90,19 @@ class Dials(abc.ABC):
         return stream, protocol
 
     def forward(
-        self, host: str, port: int, *, listen_host: str = "127.0.0.1", listen_port: int = 0
+        self, host: str, port: int | str, *, listen_host: str = "127.0.0.1", listen_port: int = 0
     ) -> contextlib.AbstractAsyncContextManager[tuple[str, int] | Path]:
         """A local TCP listener for a service: `async with broker.forward(...) as address`.
 
         Any program on this machine reaches `host:port` at the address it gives, (host,
-        port). Port 0 is one the system chooses.
+        port). Port 0 is one the system chooses. Raises `UnknownName` at once for what can be
+        no name, and `AddressInUse` when it is entered where somebody listens already.
         """
-        return self.forwarding(ForwardSpec(Target.parse(host, port), listen_host, listen_port))
+        try:
+            target = Target.parse(host, port)
+        except ValueError as error:
+            raise UnknownName(str(error)) from error
+        return self.forwarding(ForwardSpec(target, listen_host, listen_port))
 
     def forwarding(
         self, spec: ForwardSpec, *, wait: float = 0.0

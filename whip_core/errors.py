@@ -2,11 +2,34 @@
 
 Every error says whose fault it is, names the target and says what is known. All dial
 errors are `OSError`, so code that knows only asyncio (mitmproxy among it) handles them.
+An `errno` is the class's, in front of the built-in's own, so that `str()` is the text alone.
 """
 
 from __future__ import annotations
 
+from errno import EACCES, EADDRINUSE, ECONNABORTED, ECONNREFUSED, ECONNRESET, EPROTO, ETIMEDOUT
 from typing import Literal
+
+__all__ = [
+    "AddressInUse",
+    "AgentGone",
+    "BrokerClosed",
+    "Busy",
+    "DialError",
+    "DialTimeout",
+    "LocalProtocolError",
+    "NotAuthorized",
+    "PluginError",
+    "PortNotExposed",
+    "RegistrationError",
+    "RemoteProtocolError",
+    "ServiceRefused",
+    "SettingsError",
+    "StreamCut",
+    "StreamReset",
+    "UnknownName",
+    "WhipError",
+]
 
 
 class WhipError(Exception):
@@ -17,8 +40,16 @@ class SettingsError(WhipError, ValueError):
     """A setting is wrong or contradicts another; the text says what to do."""
 
 
+class AddressInUse(SettingsError, OSError):
+    """Somebody else listens there already; the text says what to do."""
+
+    errno = EADDRINUSE
+
+
 class RemoteProtocolError(WhipError, ConnectionError):
     """The peer broke the protocol. The connection it came on is of no more use."""
+
+    errno = EPROTO
 
 
 class LocalProtocolError(WhipError, RuntimeError):
@@ -46,30 +77,35 @@ class DialError(WhipError, OSError):
 class UnknownName(DialError, ConnectionRefusedError):
     """No agent is registered under the name (the caller's fault, or not yet there)."""
 
+    errno = ECONNREFUSED
     reason = "unknown-name"
 
 
 class PortNotExposed(DialError, ConnectionRefusedError):
     """Agents have the name, none exposes the port."""
 
+    errno = ECONNREFUSED
     reason = "port-not-exposed"
 
 
 class ServiceRefused(DialError, ConnectionRefusedError):
     """The agent answered, but could or would not reach its service."""
 
+    errno = ECONNREFUSED
     reason = "service-refused"
 
 
 class AgentGone(DialError, ConnectionResetError):
     """The agent vanished, or could not open its reverse connection."""
 
+    errno = ECONNRESET
     reason = "agent-gone"
 
 
 class DialTimeout(DialError, TimeoutError):
     """The dial took longer than it was allowed to."""
 
+    errno = ETIMEDOUT
     reason = "timeout"
     http_status = 504
 
@@ -77,6 +113,7 @@ class DialTimeout(DialError, TimeoutError):
 class NotAuthorized(DialError, PermissionError):
     """A plugin vetoed the dial; the text is its reason."""
 
+    errno = EACCES
     reason = "not-authorized"
     http_status = 403
 
@@ -94,6 +131,7 @@ BusyReason = Literal["busy", "dial-rate", "pending-dials", "streams", "streams-p
 class Busy(DialError, ConnectionRefusedError):
     """A limit of the broker is reached (`limits`); `reason` is which."""
 
+    errno = ECONNREFUSED
     reason: BusyReason = "busy"
     http_status = 503
 
@@ -105,6 +143,7 @@ class Busy(DialError, ConnectionRefusedError):
 class BrokerClosed(DialError, ConnectionAbortedError):
     """The broker is shutting down, or was never started."""
 
+    errno = ECONNABORTED
     reason = "broker-closed"
     http_status = 503
 
@@ -112,6 +151,10 @@ class BrokerClosed(DialError, ConnectionAbortedError):
 class StreamReset(WhipError, ConnectionResetError):
     """The other end broke the stream; what came before is complete, what follows is lost."""
 
+    errno = ECONNRESET
+
 
 class StreamCut(WhipError, ConnectionResetError):
     """The connection went away without an end of stream: bytes may be missing."""
+
+    errno = ECONNRESET

@@ -75,10 +75,17 @@ class Target:
     port: int
 
     @classmethod
-    def parse(cls, host: str, port: int) -> Target:
-        """Raises `ValueError` when `host` cannot be a name or `port` no TCP port."""
-        check_port(port)
-        return cls(normalize(host), port)
+    def parse(cls, host: str, port: int | str) -> Target:
+        """Raises `ValueError` when `host` cannot be a name or `port` no TCP port.
+
+        As asyncio does, it takes a port in digits, too.
+        """
+        name = normalize(host)
+        if isinstance(port, str) and port.isascii() and port.isdigit():
+            port = int(port)
+        if not isinstance(port, int) or not 1 <= port <= 65535:
+            raise ValueError(f"{name}: {port!r} is not a port (1 to 65535)")
+        return cls(name, port)
 
     def __str__(self) -> str:
         return f"{self.name}:{self.port}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -15,6 +16,10 @@ from whip_core.errors import SettingsError, WhipError
 from whip_core.settings import TLSFiles
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+LABELS = r"[,\s]+(?=[^\s,=]+=)"
+"""What separates KEY=VALUE from the next one in the environment: a value may have commas."""
+PLUGIN_SETTINGS = r"[,\s]+(?=[^\s,=.]+\.[^\s,=]+=)"
+"""The same for PLUGIN.KEY=VALUE."""
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -48,6 +53,32 @@ class Seconds(click.FloatRange):
         return number
 
 
+class MayBeEmpty(click.Option):
+    """An option whose empty value means something, also in the environment (`WHIP_X=`).
+
+    For all others a variable that is empty is as good as unset, as click has it.
+    """
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        assert isinstance(self.envvar, str)
+        return os.environ.get(self.envvar)
+
+
+class Several(click.Option):
+    """A repeatable option. In the environment its values are separated by commas or spaces.
+
+    `separator` is a pattern, for one whose values may have these in them.
+    """
+
+    def __init__(self, *names: Any, separator: str = r"[,\s]+", **attributes: Any) -> None:
+        super().__init__(*names, **attributes)
+        self._separator = separator
+
+    def value_from_envvar(self, ctx: click.Context) -> Any:
+        text = self.resolve_envvar_value(ctx)
+        return None if text is None else [each for each in re.split(self._separator, text) if each]
+
+
 def utf8(_: click.Context, param: click.Parameter, value: Any) -> Any:
     """A callback for what is sent on: bytes that are no text come as surrogates."""
     for text in value if isinstance(value, tuple) else (value,):
@@ -61,14 +92,18 @@ def utf8(_: click.Context, param: click.Parameter, value: Any) -> Any:
 def option(*names: str, **attributes: Any) -> Callable[[Command], Command]:
     """`click.option` that can also be given as WHIP_NAME, and whose booleans take a value.
 
-    A leading `whip-` is not said twice: --whip-grpc-listen-port is WHIP_GRPC_LISTEN_PORT.
+    A leading `whip-` need not be said twice: --whip-grpc-listen-port is WHIP_GRPC_LISTEN_PORT,
+    and WHIP_WHIP_GRPC_LISTEN_PORT where both are set.
     `--tls`, `--tls=true` and `--tls=false` all work.
     """
     long = next(name for name in names if name.startswith("--"))
-    variable = "WHIP_" + long.removeprefix("--").removeprefix("whip-").replace("-", "_").upper()
-    attributes.setdefault("envvar", variable)
+    variable = "WHIP_" + long.removeprefix("--").replace("-", "_").upper()
+    short = variable.replace("WHIP_WHIP_", "WHIP_")
+    attributes.setdefault("envvar", variable if short == variable else [variable, short])
     attributes.setdefault("show_default", True)
     attributes.setdefault("show_envvar", True)
+    if attributes.get("multiple"):
+        attributes.setdefault("cls", Several)
     if attributes.get("type") is bool:
         attributes.update(type=Boolean(), is_flag=False, flag_value="true")
         attributes.setdefault("metavar", "true|false")
@@ -87,6 +122,7 @@ def common_options(metrics_listen: str) -> Callable[[Command], Command]:
                 option("--log-level", type=click.Choice(LOG_LEVELS), default="info"),
                 option(
                     "--metrics-listen",
+                    cls=MayBeEmpty,
                     default=metrics_listen,
                     metavar="HOST:PORT",
                     help="Where /metrics, /healthz and /readyz are served; empty turns it off.",

@@ -24,7 +24,9 @@ TABLES = {"caller": (*WHO, "who"), "agent": ("certificates", "networks", "who")}
 """The keys that each kind of rule says who with; one of them has to be there."""
 WHAT = ("names", "labels", "ports", "hours", "days")
 COMMON = ("rule", "allow")
-TOP = ("dry-run", *TABLES)
+DRY_RUN = ("dry-run", "dry_run")
+"""Both spellings: a policy that is not the trial somebody takes it for would be a surprise."""
+TOP = (*DRY_RUN, *TABLES)
 
 _PATTERN = re.compile(r"[a-z0-9._*?\[\]!-]+")
 _HOURS = re.compile(r"(\d\d):(\d\d)-(\d\d):(\d\d)")
@@ -38,15 +40,13 @@ def parse_policy(text: str, path: str) -> Policy:
     try:
         tables = tomllib.loads(text)
         _known(tables, TOP, "at the top")
-        dry_run = tables.get("dry-run", False)
-        if not isinstance(dry_run, bool):
-            raise ValueError(f"dry-run = {dry_run!r}: write true or false")
+        for key in DRY_RUN:
+            if not isinstance(tables.get(key, False), bool):
+                raise ValueError(f"{key} = {tables[key]!r}: write true or false")
+        if all(key in tables for key in DRY_RUN):
+            raise ValueError(f"{' and '.join(DRY_RUN)} are the same: write one of them")
+        dry_run = any(tables.get(key, False) for key in DRY_RUN)
         callers = _rules(tables, "caller")
-        if not callers:
-            raise ValueError(
-                "it has no [[caller]], so nobody would reach anything: "
-                f'write one, with who = "{ANYONE}" if everybody may'
-            )
         agents = _rules(tables, "agent") if "agent" in tables else None
     except ValueError as error:
         raise SettingsError(f"policy {path}: {error}") from error

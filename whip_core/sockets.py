@@ -12,7 +12,7 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from whip_core.errors import SettingsError
+from whip_core.errors import AddressInUse, SettingsError
 
 PORT_CHOICES = 20
 """How often the system may choose a port that turns out to be taken on another address."""
@@ -113,7 +113,7 @@ def bind(hosts: Sequence[str], port: int, remedy: str) -> list[socket.socket]:
     """A TCP socket on each of `hosts`, all with the same port (0: one the system chooses).
 
     Hosts of a family that this machine lacks are passed over as long as one is left.
-    Raises `SettingsError` that ends with `remedy`, which says what to do.
+    Raises `SettingsError` (`AddressInUse`) that ends with `remedy`, which says what to do.
     """
     # What the system chooses for one host may be taken on the next: then it chooses again.
     for _ in range(PORT_CHOICES if port == 0 else 1):
@@ -123,9 +123,10 @@ def bind(hosts: Sequence[str], port: int, remedy: str) -> list[socket.socket]:
         for sock in sockets:
             sock.close()
     reason = failure.strerror if failure else "no address to listen on"
+    kind: type[SettingsError] = AddressInUse
     if not _is_taken(failure):
-        remedy = "choose another host to listen on"
-    raise SettingsError(
+        kind, remedy = SettingsError, "choose another host to listen on"
+    raise kind(
         f"cannot listen on port {port} of {', '.join(hosts)}: {reason}; {remedy}"
     ) from failure
 
@@ -183,7 +184,7 @@ def _bind_one(host: str, port: int) -> socket.socket:
 def bind_unix(path: Path, remedy: str = "choose another path") -> socket.socket:
     """A unix socket at `path`, for this user only; a stale one there is replaced.
 
-    Raises `SettingsError` that ends with `remedy`, which says what to do.
+    Raises `SettingsError` (`AddressInUse`) that ends with `remedy`, which says what to do.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -196,9 +197,8 @@ def bind_unix(path: Path, remedy: str = "choose another path") -> socket.socket:
         sock.setblocking(False)
     except OSError as error:
         sock.close()
-        raise SettingsError(
-            f"cannot listen on unix:{path}: {error.strerror or error}; {remedy}"
-        ) from error
+        kind = AddressInUse if _is_taken(error) else SettingsError
+        raise kind(f"cannot listen on unix:{path}: {error.strerror or error}; {remedy}") from error
     return sock
 
 

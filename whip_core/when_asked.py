@@ -1,4 +1,4 @@
-"""The package's own names, imported when somebody asks for one.
+"""A package's own names, imported when somebody asks for one.
 
 pytest imports `whip_core.pytest_plugin` in every project of an environment, and an agent
 needs no broker: neither should wait for all of it.
@@ -7,10 +7,19 @@ needs no broker: neither should wait for all of it.
 from __future__ import annotations
 
 import importlib
-import sys
+from collections.abc import Callable
 
 
-def __getattr__(name: str) -> object:
-    if name not in sys.modules["whip_core"].__all__:
-        raise AttributeError(f"module 'whip_core' has no attribute {name!r}")
-    return getattr(importlib.import_module("whip_core.public"), name)
+def find(package: str, **homes: str) -> Callable[[str], object]:
+    """A `__getattr__` for `package`. `homes` says of each name which module (`.module`) has it.
+
+    A module of that very name is meant itself.
+    """
+
+    def __getattr__(name: str) -> object:  # noqa: N807  # it is one
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module = importlib.import_module(homes[name], package)
+        return module if homes[name] == f".{name}" else getattr(module, name)
+
+    return __getattr__
