@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+from click.testing import CliRunner
 
 from command_lines import parse
 from whip_core.broker_options import BROKER_OPTIONS
 from whip_core.broker_values import read_broker
+from whip_core.cli import main
 
 PLAIN = {"WHIP_EXTERNAL_TCP_ADDRESS": "localhost", "WHIP_DOMAIN": "testdom", "WHIP_PORTS": "80"}
 
@@ -91,3 +96,37 @@ def test_several_domains_fit_into_one_option() -> None:
     values |= {"whip_external_tcp_address": "localhost", "whip_tls": False}
     values["whip_domains"] = ["a.test,B.test", "c.test"]
     assert read_broker(values).domains == ("a.test", "b.test", "c.test")
+
+
+def commands(group: click.Group, *path: str) -> Iterator[tuple[str, ...]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from commands(command, *path, name)
+        else:
+            yield (*path, name)
+
+
+WITHOUT_A_LEVEL = {"addon-path", "mitmdump", "mitmproxy", "mitmweb"}
+"""It prints a line; the others are mitmproxy's own tools."""
+
+
+def test_every_command_takes_a_log_level() -> None:
+    lacking = {
+        " ".join(path)
+        for path in commands(main)
+        if path[0] not in WITHOUT_A_LEVEL
+        and "--log-level" not in CliRunner().invoke(main, [*path, "--help"]).output
+    }
+    assert lacking == set()
+
+
+def test_a_failure_shows_where_it_comes_from_only_to_who_debugs(tmp_path: Path) -> None:
+    call = ["agents", f"--control-socket={tmp_path}/none"]
+    [line] = CliRunner().invoke(main, call).stderr.splitlines()
+    traced = CliRunner().invoke(main, [*call, "--log-level=debug"])
+    assert traced.exit_code == 1
+    assert traced.stderr.startswith("Traceback ")
+    assert "FileNotFoundError" in traced.stderr
+    assert traced.stderr.splitlines()[-1] == line

@@ -26,7 +26,7 @@ from mitmproxy.io import FlowReader
 
 from whip_core import progress
 from whip_core.errors import WhipError
-from whip_core.options import Failure, option
+from whip_core.options import Failure, log_level_option, option
 
 NAME = "instance1.testdom"
 REGISTERED = "whip_server_active_registrations{"
@@ -62,6 +62,7 @@ class _UnixHTTPServer(ThreadingMixIn, UnixStreamServer):
 
 @click.command()
 @option("--keep", type=bool, default=False, help="Go on running at the end, until Ctrl-C.")
+@log_level_option
 def demo(keep: bool) -> None:
     """See a request reach a service that has no way in."""
     try:

@@ -28,7 +28,7 @@ from whip_addon.vouching import QUESTION, answered_by, new_question
 from whip_core import progress
 from whip_core.errors import UnknownName
 from whip_core.names import AgentName, normalize
-from whip_core.options import Failure, option
+from whip_core.options import Failure, log_level_option, option
 
 TIMEOUT = 60.0
 """Seconds that the proxy, or an instance, may be silent."""
@@ -102,6 +102,7 @@ class Proxy:
     metavar="NAME",
     help="A header that may differ, besides the usual ones (repeatable).",
 )
+@log_level_option
 def replay_across(
     flowfile: Path, domain: str, proxy_address: str, ignore_header: Sequence[str]
 ) -> None:

@@ -6,8 +6,9 @@ import asyncio
 import math
 import os
 import re
+import traceback
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import click
 
@@ -23,10 +24,24 @@ PLUGIN_SETTINGS = r"[,\s]+(?=[^\s,=.]+\.[^\s,=]+=)"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
+LOG_LEVEL = "whip_core.options.log_level"
+"""Where the level of a command that runs no broker or agent is kept, in its context."""
+
+
 class Failure(click.ClickException):
-    """A failure that is told in one line; exit status 1."""
+    """A failure that is told in one line; exit status 1. With --log-level=debug, by a traceback."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        context = click.get_current_context(silent=True)
+        self._is_traced = context is not None and context.meta.get(LOG_LEVEL) == "debug"
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        if self._is_traced:
+            click.echo("".join(traceback.format_exception(self)), file=file, nl=False, err=True)
+        super().show(file)
 
 
 class Boolean(click.types.BoolParamType):
@@ -110,6 +125,19 @@ def option(*names: str, **attributes: Any) -> Callable[[Command], Command]:
     return click.option(*names, **attributes)
 
 
+def _keep_level(context: click.Context, _: click.Parameter, level: str) -> None:
+    context.meta[LOG_LEVEL] = level
+
+
+log_level_option = option(
+    "--log-level",
+    type=click.Choice(LOG_LEVELS),
+    default="info",
+    expose_value=False,
+    callback=_keep_level,
+    help="With debug, a failure shows where it comes from.",
+)
+"""For a command that only fails; one that runs takes `common_options`."""
 json_option = option("--json", "as_json", type=bool, default=False, help="JSON, for programs.")
 
 

@@ -16,7 +16,7 @@ from whip_core.agent_table import SORT_KEYS
 from whip_core.commands.agent_lines import lines
 from whip_core.control_call import ControlCallFailed
 from whip_core.names import close_matches, is_within, normalize, printable
-from whip_core.options import Failure, json_option, option, utf8
+from whip_core.options import Failure, json_option, log_level_option, option, utf8
 
 VARIABLE = "WHIP_CONTROL_SOCKET"
 SORTS = [prefix + key for key in SORT_KEYS for prefix in ("", "-")]
@@ -74,6 +74,7 @@ def _names(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tu
     help="End this agent's session instead of listing (repeatable). It may come back.",
 )
 @control_socket_option
+@log_level_option
 def agents(
     search: str, sort: str, as_json: bool, kick: tuple[str, ...], control_socket: str | None
 ) -> None:

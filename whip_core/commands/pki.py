@@ -19,7 +19,7 @@ import click
 from whip_core.day import day
 from whip_core.errors import SettingsError
 from whip_core.host_patterns import IPAddress, dns_pattern, literal_address
-from whip_core.options import Command, Failure, option
+from whip_core.options import Command, Failure, log_level_option, option
 from whip_core.pem_files import read_pem_file
 from whip_core.pki import Authority, Issued, Subject, check_validity, client_name
 
@@ -125,6 +125,7 @@ def pki() -> None:
 @_subject_options
 @_validity_option("10y")
 @_force_option
+@log_level_option
 def genselfsignedca(
     ca_cert_path: Path,
     ca_key_path: Path,
@@ -187,6 +188,7 @@ def createandsign() -> None:
 @_subject_options
 @_validity_option("720h")
 @_force_option
+@log_level_option
 def server(
     dns_names: list[str],
     ip_address: list[str | IPAddress],
@@ -228,6 +230,7 @@ def server(
 @_subject_options
 @_validity_option("720h")
 @_force_option
+@log_level_option
 def client(
     hostname: str,
     domain: str,

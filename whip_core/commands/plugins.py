@@ -15,7 +15,7 @@ from whip_core.broker_options import BROKER_OPTIONS, declare
 from whip_core.broker_values import read_plugins
 from whip_core.errors import SettingsError
 from whip_core.hookspecs import ASKED_BY_AGENTS
-from whip_core.options import json_option, option
+from whip_core.options import json_option, log_level_option, option
 from whip_core.plugin_host import Described, PluginHost
 from whip_core.plugin_sources import AGENT_GROUP, PluginOptions
 from whip_core.settings import BrokerSettings
@@ -34,6 +34,7 @@ OPTIONS = tuple(each for each in BROKER_OPTIONS if each.name in OF_PLUGINS)
 @json_option
 @option("--agent", type=bool, default=False, help="Those of `whip client`, not of a broker.")
 @declare(OPTIONS)
+@log_level_option
 def plugins(as_json: bool, agent: bool, **values: Any) -> None:
     """List the plugins that a broker with these options would have; nothing is started."""
     options = read_plugins(values)

@@ -29,7 +29,7 @@ from whip_core.commands.agents import (
     sort_option,
 )
 from whip_core.control_call import ControlCallFailed
-from whip_core.options import Failure, Seconds, json_option, option
+from whip_core.options import Failure, Seconds, json_option, log_level_option, option
 
 LEAST_INTERVAL = 0.1
 """Seconds between two looks: more often shows nothing more, and costs the broker."""
@@ -122,6 +122,7 @@ TOP_COLUMNS = (*COLUMNS[:4], _rate("to"), _rate("from"), *COLUMNS[4:])
 )
 @json_option
 @control_socket_option
+@log_level_option
 def top(
     search: str,
     sort: str,
