@@ -1,4 +1,4 @@
-"""A proxy that drains, and its HTTP/2 clients, which have many requests at a time."""
+"""A proxy that drains, and HTTP/2 clients, which have many requests at a time."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from mitm import (
     answering,
     answering_http2,
     confdir,
+    curl,
     proxy,
     service,
     web_context,
@@ -27,13 +28,17 @@ from whip_addon import draining
 HOST = "a.testdom"
 
 
+def ca_file() -> str:
+    return str(confdir() / "mitmproxy-ca-cert.pem")
+
+
 def secure(parts: Parts) -> AbstractAsyncContextManager[int]:
     return service(answering_http2(parts), ssl=web_context(HOST, alpn="h2"))
 
 
 @asynccontextmanager
 async def client_of(p: Proxy) -> AsyncIterator[httpx.AsyncClient]:
-    trust = ssl.create_default_context(cafile=str(confdir() / "mitmproxy-ca-cert.pem"))
+    trust = ssl.create_default_context(cafile=ca_file())
     async with httpx.AsyncClient(http2=True, proxy=p.url, verify=trust) as client:
         yield client
 
@@ -79,6 +84,36 @@ def test_a_client_with_a_download_is_not_idle_when_another_of_its_requests_is_an
             writer.close()
             may_end.set()
             assert [part async for part in received] == [b"the other"]
+            await drain
+
+    run(main())
+
+
+def test_the_header_that_ends_a_connection_is_not_sent_over_http2() -> None:
+    """It is forbidden there: curl takes such a response for a violation."""
+    asked, may_answer = asyncio.Event(), asyncio.Event()
+
+    async def parts(_: str) -> AsyncIterator[bytes]:
+        asked.set()
+        await may_answer.wait()
+        yield b"hello"
+
+    async def main() -> None:
+        async with (
+            secure(parts) as port,
+            proxy(FakeBroker({HOST: port}), ssl_insecure=True) as p,
+        ):
+            request = asyncio.get_running_loop().create_task(
+                curl(
+                    *("--proxy", p.url, "--http2", "--cacert", ca_file()),
+                    *("--write-out", " over %{http_version}", f"https://{HOST}/"),
+                )
+            )
+            await asked.wait()
+            drain = begin_drain(p)
+            may_answer.set()
+            answer = await request
+            assert (answer.output, answer.errors) == ("hello over 2", "")
             await drain
 
     run(main())

@@ -65,7 +65,10 @@ class Draining:
         self._is_busy(flow.client_conn)
 
     def responseheaders(self, flow: HTTPFlow) -> None:
-        if flow.response is not None and (self.begun or self._leaves(flow.server_conn)):
+        # HTTP/2 forbids the header; there it is enough to hang up once the client is idle.
+        over_http1 = flow.request.is_http10 or flow.request.is_http11
+        ends = self.begun or self._leaves(flow.server_conn)
+        if flow.response is not None and over_http1 and ends:
             flow.response.headers["connection"] = "close"
 
     def response(self, flow: HTTPFlow) -> None:
