@@ -146,7 +146,10 @@ class Prompt:
         """End an agent's session; its streams go on, and it registers again."""
         found, broker = self._instance(instance), self._broker()
         assert broker is not None  # it has just told who is registered
-        broker.kick(found)
+        try:
+            broker.kick(found)
+        except UnknownName as error:  # it is registered at another broker
+            raise CommandError(str(error)) from error
         _alert(f"{found}: session ended")
 
     @command.command("whip.fault")
