@@ -13,8 +13,9 @@
 from __future__ import annotations
 
 import enum
-import ipaddress
 from collections.abc import Callable, Collection
+
+from whip_core.host_patterns import address_or_none
 
 ALLOW_HINT = "to let other hosts out directly use --fallback=true (whip_fallback)"
 
@@ -35,18 +36,9 @@ def route(
     upstreams: Collection[tuple[str, int]] = (),
 ) -> Route:
     """`ours` is the broker's `routes`; `upstreams` the upstream proxies in use."""
-    address = is_address(host)
+    address = address_or_none(host) is not None
     if not address and ours(host):
         return Route.WHIP
     if fallback or (host, port) in upstreams:
         return Route.DIRECT
     return Route.REFUSE if address else Route.ASK
-
-
-def is_address(host: str) -> bool:
-    """Whether `host` is a literal IP address, in brackets or not, with a zone or not."""
-    try:
-        ipaddress.ip_address(host.removeprefix("[").removesuffix("]").partition("%")[0])
-    except ValueError:
-        return False
-    return True
