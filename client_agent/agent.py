@@ -45,6 +45,8 @@ class Agent:
         self._resolvers = resolvers
         self._instance_id = secrets.token_hex(8)
         self._workers: dict[Address, Worker] = {}
+        self._leaving: set[Worker] = set()
+        """Those that still have streams, at brokers that are no longer to be joined."""
         self._owners: dict[Address, Endpoint] = {}
         self._runs: dict[Address, asyncio.Task[None]] = {}
         self._found: dict[Endpoint, frozenset[Address]] = {}
@@ -87,7 +89,7 @@ class Agent:
             await self._drain()
         finally:
             self._stopping.set()  # if it was cancelled: nobody is joined any more
-            for worker in self._workers.values():
+            for worker in self._all_workers():
                 worker.cut()
             await self._tasks.cancel_all()
 
@@ -98,7 +100,10 @@ class Agent:
     @property
     def is_quiet(self) -> bool:
         """Whether no stream runs."""
-        return all(worker.is_quiet for worker in self._workers.values())
+        return all(worker.is_quiet for worker in self._all_workers())
+
+    def _all_workers(self) -> list[Worker]:
+        return [*self._workers.values(), *self._leaving]
 
     async def wait_registered(self) -> None:
         """Wait until the agent is registered at one broker at least."""
@@ -174,9 +179,9 @@ class Agent:
 
     def _part(self, address: Address, why: str) -> None:
         logger.info("leaving the broker at %s: %s", address, why)
-        self._tasks.spawn(
-            self._leave(self._workers.pop(address), self._runs.pop(address)), f"leave {address}"
-        )
+        worker = self._workers.pop(address)
+        self._leaving.add(worker)
+        self._tasks.spawn(self._leave(worker, self._runs.pop(address)), f"leave {address}")
 
     def _choose_soon(self) -> None:
         if self._choosing is None:
@@ -184,6 +189,7 @@ class Agent:
 
     async def _leave(self, worker: Worker, run: asyncio.Task[None]) -> None:
         await worker.drain()
+        self._leaving.discard(worker)
         run.cancel()
 
     def _renew_sessions(self) -> None:
@@ -195,7 +201,7 @@ class Agent:
         logger.info("stopping: streams have %g s to finish", timeout)
         try:
             async with asyncio.timeout(timeout):
-                await asyncio.gather(*(worker.drain() for worker in self._workers.values()))
+                await asyncio.gather(*(worker.drain() for worker in self._all_workers()))
         except TimeoutError:
             logger.warning("some streams did not finish within %g s and are cut", timeout)
 

@@ -196,7 +196,9 @@ class _Doctor:
                 checkup.ok("registration", f"{address}: {closed}; right if that is this agent")
             else:
                 checkup.problem("registration", f"{address} refuses {name}: {closed}")
-        except (TimeoutError, RemoteProtocolError) as error:
+        except TimeoutError:
+            checkup.problem("registration", f"{address}: no answer within {ANSWER_TIMEOUT:g} s")
+        except RemoteProtocolError as error:
             checkup.problem("registration", f"{address} does not answer as a broker: {error}")
 
     async def _check_clock(self, held: ControlClient, address: Address) -> None:

@@ -13,7 +13,7 @@ import ipaddress
 from collections.abc import Sequence
 
 from client_agent.endpoints import Address, Endpoint
-from whip_core.host_patterns import covers
+from whip_core.host_patterns import IPAddress, address_or_none, covers
 from whip_core.names import host_port
 from whip_core.settings import is_loopback
 
@@ -67,33 +67,32 @@ class Reach:
             return refusal
         if _is_local(host):
             return None if self._is_local else refusal
-        names = {each for each in self._own if not _is_address(each)}
+        names = {each for each in self._own if _address(each) is None}
         parents = names | {name.partition(".")[2] for name in names}
         parent = _normal(host).partition(".")[2]
-        if not _is_address(host) and "." in parent and parent in parents:
+        if _address(host) is None and "." in parent and parent in parents:
             return None
         return f"{host} is no sibling of this broker; --reverse-host={host} would allow it"
 
 
 def _matches(pattern: str, host: str) -> bool:
-    try:
-        return ipaddress.ip_address(_normal(host)) in ipaddress.ip_network(pattern, strict=False)
-    except (ValueError, TypeError):
+    address = _address(host)
+    if address is None:
         return covers([pattern], host)
-
-
-def _is_address(host: str) -> bool:
     try:
-        ipaddress.ip_address(_normal(host))
+        return address in ipaddress.ip_network(pattern, strict=False)
     except ValueError:
         return False
-    return True
+
+
+def _address(host: str) -> IPAddress | None:
+    """A trailing dot makes it no name: some resolvers look past it."""
+    return address_or_none(_normal(host))
 
 
 def _is_local(host: str) -> bool:
-    try:
-        address = ipaddress.ip_address(_normal(host))
-    except ValueError:
+    address = _address(host)
+    if address is None:
         return is_loopback(host) or _normal(host).endswith(".localhost")
     mapped = getattr(address, "ipv4_mapped", None)
     address = mapped or address

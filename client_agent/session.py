@@ -22,7 +22,7 @@ from whip_core import control
 from whip_core.control_state import AGENT_SIDE, ControlState, State
 from whip_core.errors import AgentGone, ServiceRefused, WhipError
 from whip_core.framed import FramedConnection
-from whip_core.frames import FailureCode, OpenRequested, Role
+from whip_core.frames import FailureCode, OpenRequested, Side
 from whip_core.metrics import AgentMetrics
 from whip_core.names import host_port
 from whip_core.preamble import OldPreamble, Preamble
@@ -207,7 +207,7 @@ class BrokerSession:
         self, berth: Berth, host: str, port: int, connection_id: str
     ) -> FramedConnection:
         connection = FramedConnection(
-            Role.ACCEPTOR,
+            Side.ACCEPTOR,
             on_open=functools.partial(self._asked_to_open, berth),
             on_idle=functools.partial(self._became_idle, berth),
             on_lost=functools.partial(self._lost, berth),

@@ -4,48 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from whip_core.frames import FrameCodec, Role, State
+from whip_core.frames import FrameCodec, Side, State
 
 ID = bytes(range(16))
 NEXT_ID = bytes(range(16, 32))
-OPENER, ACCEPTOR = Role.OPENER, Role.ACCEPTOR
+OPENER, ACCEPTOR = Side.OPENER, Side.ACCEPTOR
 PEER = {OPENER: ACCEPTOR, ACCEPTOR: OPENER}
 OPEN_STATES = [state for state in State if state is not State.CLOSED]
 
-Way = Callable[[Role], FrameCodec]
+Way = Callable[[Side], FrameCodec]
 
 
 def frame(number: int, body: bytes = b"") -> bytes:
     return bytes([number]) + len(body).to_bytes(3, "big") + body
 
 
-def parked(role: Role) -> FrameCodec:
-    return FrameCodec(role)
+def parked(side: Side) -> FrameCodec:
+    return FrameCodec(side)
 
 
-def opening(role: Role) -> FrameCodec:
-    codec = FrameCodec(role)
-    codec.open(80, ID) if role is OPENER else codec.receive(frame(0x02, b"\0\x50" + ID))
+def opening(side: Side) -> FrameCodec:
+    codec = FrameCodec(side)
+    codec.open(80, ID) if side is OPENER else codec.receive(frame(0x02, b"\0\x50" + ID))
     return codec
 
 
-def opened(role: Role) -> FrameCodec:
-    codec = opening(role)
-    codec.receive(frame(0x03, ID)) if role is OPENER else codec.opened()
+def opened(side: Side) -> FrameCodec:
+    codec = opening(side)
+    codec.receive(frame(0x03, ID)) if side is OPENER else codec.opened()
     return codec
 
 
-def ended(by: Role) -> Way:
-    def make(role: Role) -> FrameCodec:
-        codec = opened(role)
-        codec.end() if by is role else codec.receive(frame(0x06, ID))
+def ended(by: Side) -> Way:
+    def make(side: Side) -> FrameCodec:
+        codec = opened(side)
+        codec.end() if by is side else codec.receive(frame(0x06, ID))
         return codec
 
     return make
 
 
-def closed(role: Role) -> FrameCodec:
-    codec = opened(role)
+def closed(side: Side) -> FrameCodec:
+    codec = opened(side)
     codec.reset("")
     return codec
 

@@ -15,7 +15,7 @@ from streams import (
     Recorder,
 )
 from whip_core.framed import FramedConnection
-from whip_core.frames import Role
+from whip_core.frames import Side
 from whip_core.stream import Stream
 from whip_core.testing import memory_pair
 
@@ -26,7 +26,7 @@ class Opening(Framed):
     """The opener's end; `parked` counts how often it became free again."""
 
     def __init__(self) -> None:
-        super().__init__(Role.OPENER, on_idle=self._count)
+        super().__init__(Side.OPENER, on_idle=self._count)
         self.parked = 0
 
     def _count(self, _: FramedConnection) -> None:

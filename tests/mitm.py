@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import functools
 import shutil
 import ssl
@@ -14,11 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import h2.config
+import h2.connection
+import h2.events
+import h2.exceptions
 from mitmproxy.options import Options
 from mitmproxy.tools.dump import DumpMaster
 from prometheus_client import CollectorRegistry
 
 from programs import path_of
+from tunnel import server_files
 from whip_addon.lifecycle import WhipAddon
 from whip_core.activity import Activity
 from whip_core.agents import AgentView, RequestFinished
@@ -27,6 +33,7 @@ from whip_core.errors import DialError, UnknownName
 from whip_core.plugin_sources import PluginOptions
 from whip_core.settings import BrokerSettings
 from whip_core.stream_reader import BrokenLastReader
+from whip_core.tasks import TaskSet
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -258,6 +265,61 @@ def answering(body: bytes, *headers: str) -> Handler:
             await writer.drain()
 
     return handle
+
+
+Parts = Callable[[str], AsyncIterator[bytes]]
+
+
+def answering_http2(parts: Parts) -> Handler:
+    """A service that answers requests at the same time, each with the `parts` for its path.
+
+    The head is sent with the first part.
+    """
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+        connection.initiate_connection()
+        writer.write(connection.data_to_send())
+        answers = TaskSet()
+        try:
+            while data := await reader.read(65536):
+                for event in connection.receive_data(data):
+                    if isinstance(event, h2.events.RequestReceived):
+                        answers.spawn(_answer(connection, event, parts, writer), "answer")
+                writer.write(connection.data_to_send())
+        finally:
+            answers.cancel()
+
+    return handle
+
+
+async def _answer(
+    connection: h2.connection.H2Connection,
+    request: h2.events.RequestReceived,
+    parts: Parts,
+    writer: asyncio.StreamWriter,
+) -> None:
+    stream, headers = request.stream_id, dict(request.headers)
+    answered = False
+    with contextlib.suppress(h2.exceptions.StreamClosedError):  # the client has given up
+        async for part in parts(headers[b":path"].decode()):
+            if not answered:
+                connection.send_headers(stream, [(":status", "200")])
+                answered = True
+            connection.send_data(stream, part)
+            writer.write(connection.data_to_send())
+        connection.end_stream(stream)
+        writer.write(connection.data_to_send())
+
+
+@functools.cache
+def web_context(*names: str, alpn: str = "http/1.1") -> ssl.SSLContext:
+    """The TLS of a web server with these names that speaks that protocol."""
+    files = server_files(*names)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(files.cert, files.key)
+    context.set_alpn_protocols([alpn])
+    return context
 
 
 @dataclass(frozen=True)

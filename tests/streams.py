@@ -22,7 +22,7 @@ import pytest
 
 from whip_core import drain, tls_transport
 from whip_core.framed import FramedConnection
-from whip_core.frames import OpenRequested, Role
+from whip_core.frames import OpenRequested, Side
 from whip_core.raw import RawConnection
 from whip_core.relay import splice
 from whip_core.stream import Stream
@@ -198,7 +198,7 @@ class Accepting(Framed):
     """The acceptor's end: answers each OPEN, or leaves that to the test."""
 
     def __init__(self, *, answers: bool = True) -> None:
-        super().__init__(Role.ACCEPTOR, on_open=self._opened)
+        super().__init__(Side.ACCEPTOR, on_open=self._opened)
         self.asked: asyncio.Queue[OpenRequested] = asyncio.Queue()
         self.accepted: asyncio.Queue[Stream] = asyncio.Queue()
         self._answers = answers
@@ -278,7 +278,7 @@ async def _over_mtls(one: _Watched, other: _Watched) -> None:
 async def _over_a_relay(one: _Watched, other: _Watched) -> None:
     """As between two brokers, of which one relays for the other."""
     loop = asyncio.get_running_loop()
-    beyond = FramedConnection(Role.OPENER)
+    beyond = FramedConnection(Side.OPENER)
     inner, inner_other = await _tcp(loop, beyond, other)
 
     def carry(connection: FramedConnection, request: OpenRequested) -> asyncio.Task[None]:
@@ -292,7 +292,7 @@ async def _over_a_relay(one: _Watched, other: _Watched) -> None:
         if beyond.is_parked:  # else the relay passes it on
             beyond.close()
 
-    near = FramedConnection(Role.ACCEPTOR, on_open=carry, on_lost=gone)
+    near = FramedConnection(Side.ACCEPTOR, on_open=carry, on_lost=gone)
     outer_one, outer = await _tcp(loop, one, near)
     limit_kernel_buffers(inner, inner_other, outer_one, outer)
 
@@ -353,7 +353,7 @@ class Kind:
     async def open(self) -> AsyncIterator[Pair]:
         carriers: tuple[_Watched, _Watched]
         if self.framed:
-            opener, acceptor = carriers = Framed(Role.OPENER), Accepting()
+            opener, acceptor = carriers = Framed(Side.OPENER), Accepting()
             await self.connect(opener, acceptor)
             one = await opener.open(PORT, DIAL_ID, extra=EXTRA)
             other = await acceptor.accepted.get()

@@ -21,6 +21,7 @@ from mitmproxy.addons.next_layer import NextLayer
 from mitmproxy.addons.proxyauth import ProxyAuth
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.exceptions import OptionsError
+from mitmproxy.hooks import RunningHook
 from mitmproxy.proxy import server
 from mitmproxy.proxy.layers.http import HttpStream
 from mitmproxy.test import taddons
@@ -28,13 +29,13 @@ from mitmproxy.test import taddons
 from mitm import FakeBroker, answering, confdir, curl, proxy, read_head, service
 from processes import free_ports, started
 from programs import path_of
-from tunnel import agent_settings, run, running
+from tunnel import Log, agent_settings, run, running, until
 from whip_addon.broken import WatchedReader
 from whip_addon.commands import ADDON
 from whip_addon.lifecycle import WhipAddon
 from whip_addon.loopback import Loopback
 from whip_core import Broker, BrokerSettings
-from whip_core.errors import StreamCut, StreamReset
+from whip_core.errors import SettingsError, StreamCut, StreamReset
 from whip_core.plugin_sources import PluginOptions
 from whip_core.sockets import abort_with_reset
 from whip_core.stream_reader import BrokenLastReader
@@ -656,6 +657,28 @@ def test_a_script_that_is_loaded_anew_starts_when_the_old_one_has_ended(tmp_path
             assert HttpStream.handle_protocol_error.__name__ == "handle_protocol_error"
 
     run(main())
+
+
+def test_an_addon_that_could_not_start_leaves_nothing_behind_when_it_is_unloaded() -> None:
+    def fails() -> None:
+        raise SettingsError("cannot listen on port 8000")
+
+    async def main() -> None:
+        original = HttpStream.handle_protocol_error
+        async with proxy(FakeBroker()) as p:
+            p.master.addons.remove(p.master.addons.get("whip"))
+            await until(lambda: HttpStream.handle_protocol_error is original)
+            with Log() as log:
+                addon = WhipAddon(FakeBroker(on_enter=fails).factory)
+                p.master.addons.add(addon)
+                await p.master.addons.invoke_addon(addon, RunningHook())
+                assert log.having("cannot listen on port 8000")
+            assert vars(server)["asyncio"] is not asyncio
+            p.master.addons.remove(addon)
+            await until(lambda: vars(server)["asyncio"] is asyncio)
+            assert HttpStream.handle_protocol_error is original
+
+    run(main(), logs_errors=True)
 
 
 def test_what_needs_another_broker_cannot_be_changed_while_it_runs() -> None:

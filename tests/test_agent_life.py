@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from client_agent import Agent, outbox
+from client_agent import Agent, discovery, outbox
 from client_agent.control_client import ControlClient, ControlClosed
+from client_agent.discovery import Resolvers
 from client_agent.endpoints import Address
+from dns_server import DNSServer
 from tunnel import (
     Log,
     Watch,
@@ -214,6 +216,53 @@ def test_streams_that_do_not_finish_are_cut_and_seen_as_cut(how: str) -> None:
                 await reader.read()
             writer.close()
             await asyncio.wait([task])
+
+    run(main())
+
+
+@pytest.mark.parametrize("in_time", [True, False], ids=["in time", "too late"])
+def test_streams_at_a_broker_that_is_being_left_count_when_the_agent_stops(
+    in_time: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discovery, "MIN_TTL", 0.01)
+
+    async def main() -> None:
+        async with (
+            DNSServer() as dns,
+            service(echo) as port,
+            Broker(broker_settings()) as left,
+            Broker(broker_settings()) as kept,
+        ):
+            dns.set("broker.test", "A", "127.0.0.1")
+            dns.set("_whip._tcp.test", "SRV", f"0 0 {left.control_port} broker.test.", ttl=0)
+            agent = Agent(
+                agent_settings(
+                    "srv:_whip._tcp.test",
+                    ports=f"80={port}",
+                    drain_timeout=60.0 if in_time else 0.05,
+                ),
+                resolvers=Resolvers(nameservers=["127.0.0.1"], nameserver_port=dns.port),
+            )
+            task = asyncio.get_running_loop().create_task(agent.run())
+            await agent.wait_registered()
+            reader, writer = await left.open_connection("instance1.testdom", 80)
+            with Log() as log:
+                dns.set("_whip._tcp.test", "SRV", f"0 0 {kept.control_port} broker.test.")
+                await until(lambda: kept.agents and left.agents[0].draining)
+                assert not agent.is_quiet
+                agent.stop()
+                await until(lambda: not kept.agents)
+                if in_time:
+                    writer.write(b"still here")
+                    writer.write_eof()
+                    assert await reader.read() == b"still here"
+                else:
+                    with pytest.raises(StreamCut):
+                        await reader.read()
+                await task
+            assert bool(log.having("are cut")) is not in_time
+            assert agent.is_quiet
+            writer.close()
 
     run(main())
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from mitmproxy.exceptions import CommandError
 
 from fleet import Ended
 from http_tunnel import Tunnel, asking
 from mitm import answering, proxy, service
 from test_request_picking import Canary
-from tunnel import Watch, agent_settings, broker_settings, run, running
+from tunnel import Watch, agent_settings, broker_settings, run, running, until
 from whip_addon import facts
 from whip_addon.lifecycle import WhipAddon
 from whip_core import Broker, Caller, hookimpl
@@ -154,3 +155,14 @@ def test_what_is_the_brokers_to_decide_is_refused_at_the_start(given: str) -> No
     assert result.exit_code == 2
     option = given.partition("=")[0]
     assert f"{option} is for a broker: give it to the one at --broker unix:/x" in result.output
+
+
+def test_agents_are_kicked_where_they_are_registered(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with beside(tmp_path, "a") as t:
+            command = t.proxy.master.commands.call_strings
+            await until(lambda: command("whip.names", []))
+            with pytest.raises(CommandError, match=r"a\.testdom is registered at .*: kick"):
+                command("whip.kick", ["a.testdom"])
+
+    run(main())

@@ -52,7 +52,7 @@ from whip_core.errors import (
     UnknownName,
 )
 from whip_core.framed import FramedConnection
-from whip_core.frames import FrameCodec, FrameType, ResetReceived, Role
+from whip_core.frames import FrameCodec, FrameType, ResetReceived, Side
 from whip_core.names import AgentName, Target
 from whip_core.remote import RemoteBroker
 from whip_core.settings import RemoteSettings
@@ -503,7 +503,7 @@ def test_only_an_answer_to_the_hello_says_that_we_may_not_dial(
 ) -> None:
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
-        writer.write(FrameCodec(Role.ACCEPTOR).reset(why))
+        writer.write(FrameCodec(Side.ACCEPTOR).reset(why))
         with contextlib.suppress(OSError):
             await reader.read()
         writer.close()
@@ -565,7 +565,7 @@ def test_who_says_no_hello_is_told_so_and_closed(tmp_path: Path, said: bytes, wh
             async with both(tmp_path) as (_, remote):
                 reader, writer = await asyncio.open_unix_connection(tmp_path / "dial.sock")
                 writer.write(said)
-                [event] = FrameCodec(Role.OPENER).receive(await reader.read())
+                [event] = FrameCodec(Side.OPENER).receive(await reader.read())
                 assert isinstance(event, ResetReceived)
                 assert why in event.why
                 writer.close()
@@ -587,7 +587,7 @@ def test_an_odd_question_gets_an_error_and_the_connection_lives(tmp_path: Path, 
     async def main() -> None:
         async with both(tmp_path):
             reader, writer = await asyncio.open_unix_connection(tmp_path / "dial.sock")
-            codec = FrameCodec(Role.OPENER, dial_socket=True)
+            codec = FrameCodec(Side.OPENER, dial_socket=True)
             writer.write(hello())
             for _ in range(2):
                 writer.write(codec.open(80, os.urandom(16), asked))

@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 
+from client_agent import doctor as doctor_module
 from processes import free_ports, started
 from tunnel import agent_settings, broker_settings, echo, run, running, service
 from whip_core import Broker, TLSFiles
+from whip_core.checkup import Checkup
 from whip_core.dial_address import DialAddress
 from whip_core.testing import Authority
+from whip_core.testing.broker import ScriptedBroker
 
 
 @pytest.fixture
@@ -282,6 +285,21 @@ def test_who_dials_is_told_as_whom_or_why_it_may_not(ca: Authority, tmp_path: Pa
         assert "no broker can be reached" in problem(found, "dial socket")
         _, found = await look(address, *flags(ca.client_files("a.dialers")))
         assert "nothing listens there" in problem(found, "dial port")
+
+    run(main())
+
+
+def test_a_broker_that_does_not_answer_is_said_to_be_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(doctor_module, "ANSWER_TIMEOUT", 0.1)
+
+    async def main() -> None:
+        async with ScriptedBroker() as silent:
+            checkup, settings = Checkup(), agent_settings(silent.control_port, ports="80")
+            await doctor_module._Doctor(checkup, settings, named=True).check()
+        [problem] = [each for each in checkup.findings if each.check == "registration"]
+        assert problem.text == f"127.0.0.1:{silent.control_port}: no answer within 0.1 s"
 
     run(main())
 

@@ -50,7 +50,7 @@ from whip_core.fabric import Answer
 from whip_core.fabric_local import Exchange, LocalFabric
 from whip_core.fabric_wire import MAX_AGE, Gate, Unwelcome, domain_key
 from whip_core.framed import FramedConnection
-from whip_core.frames import Role
+from whip_core.frames import Side
 from whip_core.guests import MAX_OFFERS
 from whip_core.names import AgentName, Target
 from whip_core.preamble import Preamble
@@ -484,7 +484,7 @@ def test_another_agents_certificate_is_no_good_for_a_guests_secret() -> None:
                 context = client_context(client_files("thief.testdom"))
                 thief = ReverseConnector(lambda: context, "localhost", allow_plaintext=False)
                 await thief.open(
-                    FramedConnection(Role.ACCEPTOR),
+                    FramedConnection(Side.ACCEPTOR),
                     visit.reverse_host,
                     visit.reverse_port,
                     Preamble(visit.session_id, visit.secret, visit.connection_id),

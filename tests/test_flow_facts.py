@@ -9,17 +9,22 @@ from pathlib import Path
 import pytest
 from mitmproxy import flowfilter, http
 from mitmproxy.addons.view import View
+from mitmproxy.connection import Server
 from mitmproxy.io import FlowReader, FlowWriter
 from mitmproxy.test import tflow
 
+from agent_views import view
 from fleet import fleet
-from mitm import answering, curl
+from mitm import FakeBroker, answering, curl
 from test_addon import connect_through
 from tunnel import echo, run
 from whip_addon import facts as keys
 from whip_addon.answers import Answer
 from whip_addon.facts import MEANINGS, PREFIX, facts_of, summary
 from whip_addon.labels import FAILED_MARKER, Labels
+from whip_addon.pins import Pins
+from whip_addon.prompt import Prompt
+from whip_addon.transports import place_of
 from whip_core.agents import DialFinished
 from whip_core.caller import NOBODY
 from whip_core.errors import DialError
@@ -231,6 +236,20 @@ def test_a_dial_that_never_found_an_agent_is_told_in_one_line() -> None:
     facts = facts_of(dial, "broker")
     assert summary(facts) == "whip: dial failed: other after 1000 ms"
     assert facts.keys() <= MEANINGS.keys()
+
+
+def test_an_agent_that_came_by_ipv6_is_told_with_its_port_apart() -> None:
+    agent = view(address=("2001:db8::1", 50000))
+    dial = DialFinished("ab" * 16, Target("a.b", 80), NOBODY, agent, 80, None, False, 0.5, None, 1)
+    assert facts_of(dial, "broker")[keys.AGENT_ADDRESS] == "[2001:db8::1]:50000"
+    _, row = Prompt(lambda: FakeBroker(agents=[agent]), Pins()).agents()
+    assert "[2001:db8::1]:50000" in row
+
+
+def test_a_server_that_is_reached_by_ipv6_is_told_with_its_port_apart() -> None:
+    server = Server(address=("2001:db8::1", 80, 0, 0))
+    assert place_of(server) == "[2001:db8::1]:80"
+    assert place_of(Server(address=None)) == "the service"
 
 
 def test_every_key_is_documented_once() -> None:

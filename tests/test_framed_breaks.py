@@ -25,7 +25,7 @@ from whip_core.errors import (
     StreamCut,
     StreamReset,
 )
-from whip_core.frames import FrameCodec, ResetReceived, Role
+from whip_core.frames import FrameCodec, ResetReceived, Side
 from whip_core.stream import Stream
 from whip_core.testing import memory_pair
 
@@ -58,8 +58,8 @@ def test_a_writer_that_aborts_when_it_is_paused_does_not_break_into_a_frame() ->
 class Bare(asyncio.Protocol):
     """A peer that the test plays with a codec of its own."""
 
-    def __init__(self, role: Role) -> None:
-        self.codec = FrameCodec(role)
+    def __init__(self, side: Side) -> None:
+        self.codec = FrameCodec(side)
         self.events: list[Any] = []
         self.gone = asyncio.Event()
 
@@ -75,7 +75,7 @@ class Bare(asyncio.Protocol):
 
 @asynccontextmanager
 async def stream_from_bare_peer() -> AsyncIterator[tuple[Stream, Bare, Accepting]]:
-    acceptor, peer = Accepting(), Bare(Role.OPENER)
+    acceptor, peer = Accepting(), Bare(Side.OPENER)
     memory_pair(acceptor, peer)
     peer.transport.write(peer.codec.open(PORT, DIAL_ID))
     stream = await acceptor.accepted.get()
@@ -150,7 +150,7 @@ def test_a_peer_that_breaks_the_protocol_loses_the_connection_and_cuts_the_strea
 
 def test_a_peer_that_pings_and_does_not_read_the_answers_is_dropped() -> None:
     async def main() -> None:
-        acceptor, peer = Accepting(), Bare(Role.OPENER)
+        acceptor, peer = Accepting(), Bare(Side.OPENER)
         memory_pair(acceptor, peer)
         peer.transport.pause_reading()
         most = 0

@@ -41,7 +41,7 @@ from whip_core.frames import (
     PingReceived,
     PongReceived,
     ResetReceived,
-    Role,
+    Side,
     State,
 )
 
@@ -122,10 +122,10 @@ def test_a_failed_open_parks_the_connection_again() -> None:
     assert acceptor.receive(opener.open(80, NEXT_ID))
 
 
-@pytest.mark.parametrize("role", Role)
+@pytest.mark.parametrize("side", Side)
 @pytest.mark.parametrize("state", OPEN_STATES, ids=lambda state: state.words)
-def test_a_reset_closes_whatever_is_open(state: State, role: Role) -> None:
-    codec, peer = WAY_TO[state](role), WAY_TO[state](PEER[role])
+def test_a_reset_closes_whatever_is_open(state: State, side: Side) -> None:
+    codec, peer = WAY_TO[state](side), WAY_TO[state](PEER[side])
     assert peer.receive(codec.reset("the disk is full")) == [ResetReceived("the disk is full")]
     assert states(codec, peer) == [State.CLOSED, State.CLOSED]
 
@@ -152,7 +152,7 @@ def test_reasons_are_cut_where_a_frame_ends() -> None:
 
 
 @pytest.mark.parametrize(
-    ("way", "role", "said", "why"),
+    ("way", "side", "said", "why"),
     [
         (opening, OPENER, frame(0x03, NEXT_ID), "OPENED with another dial's id"),
         (opening, OPENER, frame(0x03, ID[:-1]), "OPENED with another dial's id"),
@@ -173,8 +173,8 @@ def test_reasons_are_cut_where_a_frame_ends() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_any_doubt_closes_the_connection(way: Way, role: Role, said: bytes, why: str) -> None:
-    codec = way(role)
+def test_any_doubt_closes_the_connection(way: Way, side: Side, said: bytes, why: str) -> None:
+    codec = way(side)
     with pytest.raises(RemoteProtocolError, match=why):
         codec.receive(said)
     assert codec.state is State.CLOSED
@@ -233,18 +233,18 @@ CONVERSATIONS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("way", "role", "said"), CONVERSATIONS.values(), ids=CONVERSATIONS)
+@pytest.mark.parametrize(("way", "side", "said"), CONVERSATIONS.values(), ids=CONVERSATIONS)
 def test_the_events_are_the_same_however_the_bytes_are_split(
-    way: Way, role: Role, said: bytes
+    way: Way, side: Side, said: bytes
 ) -> None:
-    events = joined(way(role).receive(said))
+    events = joined(way(side).receive(said))
     assert len(events) >= 2
     for size in range(1, len(said)):
-        codec = way(role)
+        codec = way(side)
         pieces = [said[start : start + size] for start in range(0, len(said), size)]
         assert joined([event for piece in pieces for event in codec.receive(piece)]) == events
     for cut in range(1, len(said)):
-        codec = way(role)
+        codec = way(side)
         assert joined(codec.receive(said[:cut]) + codec.receive(said[cut:])) == events
 
 
@@ -254,16 +254,16 @@ def taken(codec: FrameCodec, piece: bytes) -> list[Event]:
     return codec.receive(piece) if only is None else [DataReceived(only)]
 
 
-@pytest.mark.parametrize(("way", "role", "said"), CONVERSATIONS.values(), ids=CONVERSATIONS)
-def test_the_quick_way_for_data_gives_the_same_events(way: Way, role: Role, said: bytes) -> None:
-    events = joined(way(role).receive(said))
+@pytest.mark.parametrize(("way", "side", "said"), CONVERSATIONS.values(), ids=CONVERSATIONS)
+def test_the_quick_way_for_data_gives_the_same_events(way: Way, side: Side, said: bytes) -> None:
+    events = joined(way(side).receive(said))
     for size in range(1, len(said) + 1):
-        codec = way(role)
+        codec = way(side)
         pieces = [said[start : start + size] for start in range(0, len(said), size)]
         assert joined([event for piece in pieces for event in taken(codec, piece)]) == events
     for first in range(len(said)):
         for second in range(first, len(said)):
-            codec = way(role)
+            codec = way(side)
             pieces = [said[:first], said[first:second], said[second:]]
             assert joined([event for piece in pieces for event in taken(codec, piece)]) == events
 
@@ -312,7 +312,7 @@ def test_a_large_frame_is_passed_on_as_it_comes_and_not_kept() -> None:
 @settings(deadline=None)
 @given(
     state=st.sampled_from(State),
-    role=st.sampled_from(Role),
+    side=st.sampled_from(Side),
     pieces=st.lists(
         st.one_of(
             st.binary(max_size=40),
@@ -324,9 +324,9 @@ def test_a_large_frame_is_passed_on_as_it_comes_and_not_kept() -> None:
     ),
 )
 def test_arbitrary_bytes_raise_nothing_else_and_are_not_piled_up(
-    state: State, role: Role, pieces: list[bytes]
+    state: State, side: Side, pieces: list[bytes]
 ) -> None:
-    codec, quick = WAY_TO[state](role), WAY_TO[state](role)
+    codec, quick = WAY_TO[state](side), WAY_TO[state](side)
     for piece in pieces:
         try:
             events = codec.receive(piece)

@@ -20,7 +20,7 @@ from whip_core.frames import (
     OpenRequested,
     PingReceived,
     ResetReceived,
-    Role,
+    Side,
     State,
 )
 
@@ -28,14 +28,14 @@ WHICH = st.sampled_from([0, -1])
 """The first or the last of one or two."""
 SIZES = st.one_of(st.integers(1, 50), st.integers(500, 5_000), st.just(MAX_DATA_SIZE))
 PIECES = st.one_of(st.integers(1, 30), st.integers(100, 1_000), st.just(2 * MAX_DATA_SIZE))
-OTHER = {Role.OPENER: Role.ACCEPTOR, Role.ACCEPTOR: Role.OPENER}
+OTHER = {Side.OPENER: Side.ACCEPTOR, Side.ACCEPTOR: Side.OPENER}
 
 
-class Side:
+class Peer:
     """One end: its codec, the bytes on their way to it, and what each of its streams got."""
 
-    def __init__(self, role: Role) -> None:
-        self.codec = FrameCodec(role)
+    def __init__(self, side: Side) -> None:
+        self.codec = FrameCodec(side)
         self.wire = bytearray()
         self.stream: int | None = None
         self.sent: dict[int, bytearray] = defaultdict(bytearray)
@@ -43,7 +43,7 @@ class Side:
         self.ends: dict[int, int] = defaultdict(int)
 
     def may_send(self, frame_type: FrameType) -> bool:
-        return (self.codec.role, frame_type) in TRANSITIONS[self.codec.state]
+        return (self.codec.side, frame_type) in TRANSITIONS[self.codec.state]
 
 
 class Connection(RuleBasedStateMachine):
@@ -55,17 +55,17 @@ class Connection(RuleBasedStateMachine):
         self.connect()
 
     def connect(self) -> None:
-        self.sides = {role: Side(role) for role in Role}
-        self.opener, self.acceptor = self.sides[Role.OPENER], self.sides[Role.ACCEPTOR]
+        self.peers = {side: Peer(side) for side in Side}
+        self.opener, self.acceptor = self.peers[Side.OPENER], self.peers[Side.ACCEPTOR]
 
-    def may_send(self, frame_type: FrameType) -> list[Side]:
-        return [side for side in self.sides.values() if side.may_send(frame_type)]
+    def may_send(self, frame_type: FrameType) -> list[Peer]:
+        return [peer for peer in self.peers.values() if peer.may_send(frame_type)]
 
-    def under_way(self) -> list[Side]:
-        return [side for side in self.sides.values() if side.wire]
+    def under_way(self) -> list[Peer]:
+        return [peer for peer in self.peers.values() if peer.wire]
 
-    def put(self, side: Side, data: bytes) -> None:
-        self.sides[OTHER[side.codec.role]].wire += data
+    def put(self, peer: Peer, data: bytes) -> None:
+        self.peers[OTHER[peer.codec.side]].wire += data
 
     # What the two sides do
 
@@ -85,33 +85,33 @@ class Connection(RuleBasedStateMachine):
     @precondition(lambda self: self.may_send(FrameType.DATA))
     @rule(which=WHICH, size=SIZES)
     def send(self, which: int, size: int) -> None:
-        side = self.may_send(FrameType.DATA)[which]
-        assert side.stream is not None
+        peer = self.may_send(FrameType.DATA)[which]
+        assert peer.stream is not None
         # Bytes that say whose they are, and from which side.
-        mark = f"{side.codec.role.value} {side.stream};".encode()
+        mark = f"{peer.codec.side.value} {peer.stream};".encode()
         body = (mark * (size // len(mark) + 1))[:size]
-        side.sent[side.stream] += body
-        self.put(side, side.codec.data_header(size) + body)
+        peer.sent[peer.stream] += body
+        self.put(peer, peer.codec.data_header(size) + body)
 
     @precondition(lambda self: self.may_send(FrameType.END))
     @rule(which=WHICH)
     def end(self, which: int) -> None:
-        side = self.may_send(FrameType.END)[which]
-        self.put(side, side.codec.end())
+        peer = self.may_send(FrameType.END)[which]
+        self.put(peer, peer.codec.end())
 
     @precondition(lambda self: self.may_send(FrameType.DATA))
     @rule(which=WHICH)
     def ping(self, which: int) -> None:
-        side = self.may_send(FrameType.DATA)[which]
-        self.put(side, side.codec.ping(b"pingpong"))
+        peer = self.may_send(FrameType.DATA)[which]
+        self.put(peer, peer.codec.ping(b"pingpong"))
 
     @precondition(lambda self: self.dials > 2 and self.may_send(FrameType.RESET))
     @rule(which=WHICH)
     def reset(self, which: int) -> None:
-        side = self.may_send(FrameType.RESET)[which]
-        self.put(side, side.codec.reset("why not"))
+        peer = self.may_send(FrameType.RESET)[which]
+        self.put(peer, peer.codec.reset("why not"))
 
-    @precondition(lambda self: all(s.codec.state is State.CLOSED for s in self.sides.values()))
+    @precondition(lambda self: all(s.codec.state is State.CLOSED for s in self.peers.values()))
     @rule()
     def connect_again(self) -> None:
         self.connect()
@@ -127,46 +127,46 @@ class Connection(RuleBasedStateMachine):
     @rule()
     def deliver_all(self) -> None:
         while self.under_way():
-            for side in self.under_way():
-                self.receive(side, len(side.wire))
+            for peer in self.under_way():
+                self.receive(peer, len(peer.wire))
 
-    def receive(self, side: Side, size: int) -> None:
-        piece = bytes(side.wire[:size])
-        del side.wire[:size]
-        if side.codec.state is not State.CLOSED:
-            data = side.codec.only_data(piece)
-            for event in side.codec.receive(piece) if data is None else [DataReceived(data)]:
-                self.happened(side, event)
+    def receive(self, peer: Peer, size: int) -> None:
+        piece = bytes(peer.wire[:size])
+        del peer.wire[:size]
+        if peer.codec.state is not State.CLOSED:
+            data = peer.codec.only_data(piece)
+            for event in peer.codec.receive(piece) if data is None else [DataReceived(data)]:
+                self.happened(peer, event)
 
-    def happened(self, side: Side, event: Event) -> None:
+    def happened(self, peer: Peer, event: Event) -> None:
         match event:
             case OpenRequested(_, dial_id, _):
-                side.stream = int.from_bytes(dial_id, "big")
+                peer.stream = int.from_bytes(dial_id, "big")
             case DataReceived(data):
-                assert side.stream is not None
-                side.received[side.stream] += data
+                assert peer.stream is not None
+                peer.received[peer.stream] += data
             case EndReceived():
-                assert side.stream is not None
-                side.ends[side.stream] += 1
-                assert side.ends[side.stream] == 1
-                self.check_complete(side, side.stream)
+                assert peer.stream is not None
+                peer.ends[peer.stream] += 1
+                assert peer.ends[peer.stream] == 1
+                self.check_complete(peer, peer.stream)
             case PingReceived(payload):
-                if side.may_send(FrameType.PONG):
-                    self.put(side, side.codec.pong(payload))
+                if peer.may_send(FrameType.PONG):
+                    self.put(peer, peer.codec.pong(payload))
             case OpenFailed() | ResetReceived():
                 pass
 
     # What must hold
 
-    def check_complete(self, side: Side, stream: int) -> None:
-        sender = self.sides[OTHER[side.codec.role]]
-        assert side.received[stream] == sender.sent[stream]
+    def check_complete(self, peer: Peer, stream: int) -> None:
+        sender = self.peers[OTHER[peer.codec.side]]
+        assert peer.received[stream] == sender.sent[stream]
 
     @invariant()
     def no_byte_is_another_streams(self) -> None:
-        for role, side in self.sides.items():
-            sender = self.sides[OTHER[role]]
-            for stream, received in side.received.items():
+        for side, peer in self.peers.items():
+            sender = self.peers[OTHER[side]]
+            for stream, received in peer.received.items():
                 assert sender.sent[stream].startswith(received)
 
     @invariant()

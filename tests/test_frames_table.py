@@ -8,7 +8,7 @@ import pytest
 
 from frame_states import ACCEPTOR, ID, NEXT_ID, OPENER, PEER, WAY_TO, frame
 from whip_core.errors import LocalProtocolError, RemoteProtocolError
-from whip_core.frames import TRANSITIONS, FrameCodec, FrameType, Role, State
+from whip_core.frames import TRANSITIONS, FrameCodec, FrameType, Side, State
 
 # What each frame looks like when nothing is wrong with it.
 WELL_FORMED = {
@@ -23,11 +23,11 @@ WELL_FORMED = {
 }
 
 
-CASES = list(itertools.product(Role, State, FrameType))
+CASES = list(itertools.product(Side, State, FrameType))
 every_case = pytest.mark.parametrize(
-    ("role", "state", "frame_type"),
+    ("side", "state", "frame_type"),
     CASES,
-    ids=[f"{role.value}-{state.words}-{frame_type.name}" for role, state, frame_type in CASES],
+    ids=[f"{side.value}-{state.words}-{frame_type.name}" for side, state, frame_type in CASES],
 )
 
 
@@ -58,8 +58,8 @@ def test_the_table_is_the_same_for_both_sides_once_a_stream_is_open() -> None:
     swapped = {State.OPENER_ENDED: State.ACCEPTOR_ENDED, State.ACCEPTOR_ENDED: State.OPENER_ENDED}
     for state in (State.OPEN, State.OPENER_ENDED, State.ACCEPTOR_ENDED):
         mirrored = {
-            (PEER[role], frame_type): swapped.get(after, after)
-            for (role, frame_type), after in TRANSITIONS[state].items()
+            (PEER[side], frame_type): swapped.get(after, after)
+            for (side, frame_type), after in TRANSITIONS[state].items()
         }
         assert mirrored == TRANSITIONS[swapped.get(state, state)]
 
@@ -71,11 +71,11 @@ def test_no_frames_in_flight_can_surprise_the_other_side() -> None:
     while left:
         opener, acceptor, to_acceptor, to_opener = left.pop()
         nexts = []
-        for (role, frame_type), after in TRANSITIONS[opener].items():
-            if role is OPENER and len(to_acceptor) < 3:
+        for (side, frame_type), after in TRANSITIONS[opener].items():
+            if side is OPENER and len(to_acceptor) < 3:
                 nexts.append((after, acceptor, (*to_acceptor, frame_type), to_opener))
-        for (role, frame_type), after in TRANSITIONS[acceptor].items():
-            if role is ACCEPTOR and len(to_opener) < 3:
+        for (side, frame_type), after in TRANSITIONS[acceptor].items():
+            if side is ACCEPTOR and len(to_opener) < 3:
                 nexts.append((opener, after, to_acceptor, (*to_opener, frame_type)))
         if to_acceptor and acceptor is not State.CLOSED:
             after = TRANSITIONS[acceptor][OPENER, to_acceptor[0]]
@@ -92,10 +92,10 @@ def test_no_frames_in_flight_can_surprise_the_other_side() -> None:
 
 @every_case
 def test_a_frame_is_sent_only_where_the_table_has_it(
-    role: Role, state: State, frame_type: FrameType
+    side: Side, state: State, frame_type: FrameType
 ) -> None:
-    codec = WAY_TO[state](role)
-    after = TRANSITIONS[state].get((role, frame_type))
+    codec = WAY_TO[state](side)
+    after = TRANSITIONS[state].get((side, frame_type))
     if after is None:
         with pytest.raises(LocalProtocolError, match=frame_type.name):
             send(codec, frame_type)
@@ -107,12 +107,12 @@ def test_a_frame_is_sent_only_where_the_table_has_it(
 
 @every_case
 def test_a_frame_is_taken_only_where_the_table_has_it(
-    role: Role, state: State, frame_type: FrameType
+    side: Side, state: State, frame_type: FrameType
 ) -> None:
-    codec = WAY_TO[state](role)
+    codec = WAY_TO[state](side)
     if frame_type is FrameType.PONG and state is not State.CLOSED:
         codec.ping(b"pingpong")
-    after = TRANSITIONS[state].get((PEER[role], frame_type))
+    after = TRANSITIONS[state].get((PEER[side], frame_type))
     said = frame(frame_type, WELL_FORMED[frame_type])
     if after is None:
         with pytest.raises(RemoteProtocolError, match=frame_type.name):

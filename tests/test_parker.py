@@ -10,7 +10,7 @@ from client_agent import parker
 from client_agent.parker import Parker
 from tunnel import run
 from whip_core.framed import FramedConnection
-from whip_core.frames import Role
+from whip_core.frames import Side
 from whip_core.tasks import TaskSet
 from whip_core.testing import memory_pair
 
@@ -26,7 +26,7 @@ def test_a_parker_that_was_closed_opens_nothing_for_a_connection_it_loses(
         enough = asyncio.Event()
 
         async def open_one() -> FramedConnection:
-            connection = FramedConnection(Role.ACCEPTOR, on_lost=keeper.lost)
+            connection = FramedConnection(Side.ACCEPTOR, on_lost=keeper.lost)
             memory_pair(connection, asyncio.Protocol())
             opened.append(connection)
             enough.set()
@@ -56,7 +56,7 @@ def test_a_connection_that_was_never_used_and_that_the_broker_closed_as_too_many
         tasks = TaskSet()
 
         async def open_one() -> FramedConnection:
-            connection = FramedConnection(Role.ACCEPTOR, on_lost=keeper.lost)
+            connection = FramedConnection(Side.ACCEPTOR, on_lost=keeper.lost)
             memory_pair(connection, asyncio.Protocol())
             opened.append(connection)
             return connection

@@ -75,6 +75,9 @@ def test_the_operator_may_allow_more() -> None:
         ("10.1.2.3/32", "10.1.2.3", True),
         ("2001:db8::/32", "[2001:db8::1]", True),
         ("10.0.0.0/8", "10.example", False),
+        ("10.0.0.0/8", "10.1.2.3.", True),
+        ("*.1.2.3", "10.1.2.3", False),
+        ("fe80::/10", "fe80::1%eth0", True),
     ],
 )
 def test_the_operator_may_allow_addresses_and_networks(
@@ -96,6 +99,8 @@ def test_the_operator_may_allow_addresses_and_networks(
         ("sibling.of.told.example", False),
         ("other.example", False),
         ("10.0.0.5", False),
+        ("10.0.0.5.", False),
+        ("[2001:db8::5]", False),
         ("localhost", False),
     ],
 )

@@ -42,7 +42,7 @@ from whip_core.errors import (
 )
 from whip_core.fabric_wire import Gate, encode_target
 from whip_core.framed import FramedConnection
-from whip_core.frames import Role
+from whip_core.frames import Side
 from whip_core.limits import Limits
 from whip_core.names import Target
 from whip_core.preamble import Preamble
@@ -363,7 +363,7 @@ def test_a_pass_is_for_one_broker_with_its_secret_once(wrong: str, said: str) ->
                 async def come() -> None:
                     lost = asyncio.Event()
                     await thief.open(
-                        FramedConnection(Role.OPENER, on_lost=lambda _: lost.set()),
+                        FramedConnection(Side.OPENER, on_lost=lambda _: lost.set()),
                         one["host"],
                         one["port"],
                         Preamble(one["pass"], secret),

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import ssl
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import h2.config
-import h2.connection
-import h2.events
 import pytest
 from mitmproxy.proxy.layers.http import GetHttpConnection
 
 from http_tunnel import asking, tunnel
-from mitm import answering, read_head, service
+from mitm import answering, answering_http2, read_head, service, web_context
 from tunnel import run
 from whip_addon.reuse import MAX_CONNECTIONS
 from whip_core import Caller, hookimpl
 from whip_core.agents import AgentView
 from whip_core.names import Target
-from whip_core.testing import Authority
 
 MANY = 7
 """More instances than mitmproxy has connections to one address for one client."""
@@ -40,23 +33,15 @@ class Canary:
         )
 
 
-@functools.cache
-def server_context(folder: Path, *alpn: str) -> ssl.SSLContext:
-    files = Authority(folder).server_files(("*.testdom", "testdom"))
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(files.cert, files.key)
-    context.set_alpn_protocols(list(alpn) or ["http/1.1"])
-    return context
-
-
+NAMES = ("*.testdom", "testdom")
 URLS = ["http://testdom/", "https://testdom/"]
 
 
-def over(url: str, folder: Path) -> dict[str, Any]:
+def over(url: str) -> dict[str, Any]:
     """How the services and the proxy have to be started for a URL."""
     if url.startswith("http:"):
         return {}
-    context = server_context(folder)
+    context = web_context(*NAMES)
     return {
         "serve": lambda name: service(answering(name.encode() + b"\n"), ssl=context),
         "ssl_insecure": True,
@@ -67,7 +52,7 @@ def over(url: str, folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("strategy", ["eager", "lazy"])
 @pytest.mark.parametrize("url", URLS)
 def test_requests_on_one_connection_go_each_to_its_own_instance(
-    url: str, strategy: str, version: str, tmp_path: Path
+    url: str, strategy: str, version: str
 ) -> None:
     async def main() -> None:
         async with tunnel(
@@ -75,7 +60,7 @@ def test_requests_on_one_connection_go_each_to_its_own_instance(
             plugins=[Canary()],
             labels={"canary": {"canary": "True"}},
             connection_strategy=strategy,
-            **over(url, tmp_path),
+            **over(url),
         ) as t:
             canary, plain = ["x-canary: 1"], ["x-canary: 0"]
             t.for_each = (version,)
@@ -169,47 +154,19 @@ def test_more_instances_than_mitmproxy_connects_to_at_once_are_no_dead_end() -> 
     run(main())
 
 
-class Http2Service:
-    """Answers every request, once it may, with its name; several at the same time."""
-
-    def __init__(self, name: str, may_answer: asyncio.Event, asked: asyncio.Semaphore) -> None:
-        self._name = name
-        self._may_answer = may_answer
-        self._asked = asked
-
-    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
-        connection.initiate_connection()
-        writer.write(connection.data_to_send())
-        answers: set[asyncio.Task[None]] = set()
-        while data := await reader.read(65536):
-            for event in connection.receive_data(data):
-                if isinstance(event, h2.events.RequestReceived):
-                    task = asyncio.get_running_loop().create_task(
-                        self._answer(connection, event.stream_id, writer)
-                    )
-                    answers.add(task)
-                    task.add_done_callback(answers.discard)
-            writer.write(connection.data_to_send())
-        for task in answers:
-            task.cancel()
-
-    async def _answer(self, connection: Any, stream_id: int, writer: Any) -> None:
-        self._asked.release()
-        await self._may_answer.wait()
-        connection.send_headers(stream_id, [(":status", "200")])
-        connection.send_data(stream_id, f"{self._name}\n".encode(), end_stream=True)
-        writer.write(connection.data_to_send())
-
-
-def test_over_http2_at_the_same_time_each_request_finds_its_instance(tmp_path: Path) -> None:
+def test_over_http2_at_the_same_time_each_request_finds_its_instance() -> None:
     async def main() -> None:
         asked = asyncio.Semaphore(0)
         may_answer = asyncio.Event()
-        context = server_context(tmp_path, "h2")
+        context = web_context(*NAMES, alpn="h2")
 
         def serve(name: str) -> Any:
-            return service(Http2Service(name, may_answer, asked), ssl=context)
+            async def parts(_: str) -> AsyncIterator[bytes]:
+                asked.release()
+                await may_answer.wait()
+                yield f"{name}\n".encode()
+
+            return service(answering_http2(parts), ssl=context)
 
         names = ["a", "b", "c"]
         async with tunnel(

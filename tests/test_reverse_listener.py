@@ -14,7 +14,7 @@ import pytest
 from streams import LOOPS, Loop, Recorder, authority, client_tls, run, server_tls, turns
 from whip_core import tls_transport
 from whip_core.errors import RemoteProtocolError, SettingsError
-from whip_core.frames import FrameCodec, ResetReceived, Role
+from whip_core.frames import FrameCodec, ResetReceived, Side
 from whip_core.preamble import OldPreamble, Preamble, encode
 from whip_core.reverse_listener import Arrival, ReverseListener
 from whip_core.testing import Authority
@@ -84,7 +84,7 @@ async def hang_up(*ends: Recorder) -> None:
 def check_told(peer: Recorder, said: bytes, why: str) -> None:
     """Who speaks frames is told why; an old peer would pass the frame on to its service."""
     told = [ResetReceived(f"refused: {why}")] if said.startswith(b"\x01") else []
-    assert FrameCodec(Role.ACCEPTOR).receive(bytes(peer.received)) == told
+    assert FrameCodec(Side.ACCEPTOR).receive(bytes(peer.received)) == told
 
 
 Story = Callable[[ssl.SSLContext | None, ssl.SSLContext | None], Awaitable[None]]

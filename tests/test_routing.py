@@ -12,7 +12,7 @@ from mitmproxy.test import tflow
 from mitm import FakeBroker, answering, curl, proxy, service
 from tunnel import run
 from whip_addon.guard import Guard
-from whip_addon.routing import Route, is_address, route
+from whip_addon.routing import Route, route
 from whip_core.errors import AgentGone
 
 OURS = {"instance1.testdom", "testdom"}
@@ -36,6 +36,9 @@ def ours(host: str) -> bool:
         ("2001:db8::1", Route.REFUSE, Route.DIRECT),
         ("[2001:db8::1]", Route.REFUSE, Route.DIRECT),
         ("fe80::1%eth0", Route.REFUSE, Route.DIRECT),
+        ("[fe80::1%eth0]", Route.REFUSE, Route.DIRECT),
+        ("1.2.3.4.5", Route.ASK, Route.DIRECT),
+        ("", Route.ASK, Route.DIRECT),
     ],
 )
 def test_where_a_host_goes(host: str, without_fallback: Route, with_fallback: Route) -> None:
@@ -80,8 +83,6 @@ def test_only_the_very_upstream_proxy_is_let_out() -> None:
 
 def test_an_address_is_never_taken_for_a_name() -> None:
     assert route("192.0.2.1", 80, ours=lambda _: True, fallback=False) is Route.REFUSE
-    assert not is_address("1.2.3.4.5")
-    assert not is_address("")
 
 
 def test_a_name_of_whips_does_not_go_out_when_its_dial_fails() -> None:

@@ -162,14 +162,14 @@ class BrokenStreams:
         http_flow.error = flow.Error(Answer(flow.Error.KILLED_MESSAGE, 502, REASON))
 
     def _on_break(self, client: Client, server: Server, error: BaseException) -> None:
-        pipe = _noted(self._pipes, server)
+        pipe, place = _noted(self._pipes, server), transports.place_of(server)
         if pipe is not None or self._is_ignored_tcp(server):
             if pipe is not None:
                 pipe.error = flow.Error(Answer(str(error), 502, REASON))
-            logger.info("%s: %s", _address_of(server), error, extra={"client": client.peername})
+            logger.info("%s: %s", place, error, extra={"client": client.peername})
             _reset(client)
         elif (http_flow := _noted(self._until_end, server)) is not None:
-            self._broken[http_flow] = f"the response of {_address_of(server)} is cut: {error}"
+            self._broken[http_flow] = f"the response of {place} is cut: {error}"
             has_begun = http_flow.response is not None and http_flow.response.stream
             if has_begun and client.alpn != b"h2":
                 _reset(client)
@@ -196,10 +196,6 @@ def _ends_with_connection(http_flow: http.HTTPFlow) -> bool:
         return http1.expected_http_body_size(http_flow.request, response) == -1
     except ValueError:
         return False
-
-
-def _address_of(server: Server) -> str:
-    return "{}:{}".format(*server.address) if server.address else "the service"
 
 
 def _reset(client: Client) -> None:

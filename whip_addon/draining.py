@@ -41,6 +41,8 @@ class Draining:
     def __init__(self, leaves: Callable[[Server], bool]) -> None:
         self._leaves = leaves
         self._idle_since: weakref.WeakKeyDictionary[Client, float] = weakref.WeakKeyDictionary()
+        self._unfinished: weakref.WeakKeyDictionary[Client, set[str]] = weakref.WeakKeyDictionary()
+        """The ids of their flows: over HTTP/2 there may be many at a time."""
         self.begun = False
 
     # Who is idle: it has no request that is not answered, and no tunnel
@@ -53,6 +55,7 @@ class Draining:
             self._is_idle(client)
 
     def requestheaders(self, flow: HTTPFlow) -> None:
+        self._unfinished.setdefault(flow.client_conn, set()).add(flow.id)
         self._is_busy(flow.client_conn)
 
     def http_connect(self, flow: HTTPFlow) -> None:
@@ -62,15 +65,24 @@ class Draining:
         self._is_busy(flow.client_conn)
 
     def responseheaders(self, flow: HTTPFlow) -> None:
-        if flow.response is not None and (self.begun or self._leaves(flow.server_conn)):
+        # HTTP/2 forbids the header; there it is enough to hang up once the client is idle.
+        over_http1 = flow.request.is_http10 or flow.request.is_http11
+        ends = self.begun or self._leaves(flow.server_conn)
+        if flow.response is not None and over_http1 and ends:
             flow.response.headers["connection"] = "close"
 
     def response(self, flow: HTTPFlow) -> None:
         if flow.websocket is None:
-            self._is_idle(flow.client_conn)
+            self._has_finished(flow)
 
     def error(self, flow: HTTPFlow) -> None:
-        self._is_idle(flow.client_conn)
+        self._has_finished(flow)
+
+    def _has_finished(self, flow: HTTPFlow) -> None:
+        unfinished = self._unfinished.get(flow.client_conn, set())
+        unfinished.discard(flow.id)
+        if not unfinished:
+            self._is_idle(flow.client_conn)
 
     def _is_busy(self, client: Client) -> None:
         self._idle_since.pop(client, None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from whip_core.agents import DialFinished
+from whip_core.names import host_port
 
 Fact = str | int | float | bool
 Facts = Mapping[str, Fact]
@@ -56,7 +57,7 @@ def facts_of(dial: DialFinished, broker_id: str) -> dict[str, Fact]:
     facts: dict[str, Fact] = {TARGET: str(dial.target)}
     if dial.agent is not None:
         facts[INSTANCE] = dial.agent.name.full
-        facts[AGENT_ADDRESS] = "{}:{}".format(*dial.agent.address)
+        facts[AGENT_ADDRESS] = host_port(*dial.agent.address)
         if dial.port is not None:
             facts[PORT] = dial.port
         if dial.agent.certificate_names:

@@ -256,7 +256,7 @@ class WhipAddon:
         return self._life
 
     async def _live(self, settings: AddonSettings, predecessor: asyncio.Task[Any] | None) -> None:
-        """The broker's whole life, in one task."""
+        """The broker's whole life, in one task, which lasts as long as the addon."""
         try:
             if predecessor is not None and not predecessor.done():
                 await asyncio.wait([predecessor])
@@ -270,10 +270,10 @@ class WhipAddon:
         finally:
             self._broker = None
             self._started.set()
-            if self._stop.is_set():
-                if ctx.master.should_exit.is_set():
-                    await end_clients()
-                self._leave()
+        await self._stop.wait()  # until then nothing gets through, also after a failure
+        if ctx.master.should_exit.is_set():
+            await end_clients()
+        self._leave()
 
     async def _serve(self, broker: RunningBroker, settings: AddonSettings) -> None:
         async with AsyncExitStack() as stack:

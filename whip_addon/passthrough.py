@@ -169,7 +169,8 @@ class _Relay:
         self._sides = [_Counted.over(end.writer.transport) for end in self._ends]
         for end, side in zip(self._ends, self._sides, strict=True):
             side.receive_first(_take_buffer(end.reader))
-        logger.info("passthrough to %s: handed to the relay", _host(server), extra=self._extra)
+        place = transports.place_of(server)
+        logger.info("passthrough to %s: handed to the relay", place, extra=self._extra)
         self._seen = -1
         self._watch()
         join(self._sides[0], self._sides[1], self._finished)
@@ -195,7 +196,7 @@ class _Relay:
         sent, received = (side.received for side in self._sides)
         logger.info(
             "passthrough to %s: closed, %d bytes to it, %d back",
-            _host(self._server),
+            transports.place_of(self._server),
             self._passed.to_server + sent,
             self._passed.to_client + received,
             extra=self._extra,
@@ -231,7 +232,3 @@ def _take_buffer(reader: Any) -> bytes:
     taken = bytes(buffer)
     buffer.clear()
     return taken
-
-
-def _host(server: Server) -> str:
-    return "{}:{}".format(*server.address) if server.address else "the service"

@@ -23,6 +23,7 @@ from whip_addon.pins import Pins
 from whip_addon.replies import why_not_replayed
 from whip_core.agents import AgentView
 from whip_core.errors import SettingsError, UnknownName
+from whip_core.names import host_port
 from whip_core.tasks import TaskSet
 
 logger = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ class Prompt:
                     str(agent.streams),
                     str(agent.parked),
                     f"{agent.round_trip * 1000:.1f}" if agent.round_trip is not None else "",
-                    "{}:{}".format(*agent.address),
+                    host_port(*agent.address),
                     str(fault or ""),
                 ]
             )
@@ -146,7 +147,10 @@ class Prompt:
         """End an agent's session; its streams go on, and it registers again."""
         found, broker = self._instance(instance), self._broker()
         assert broker is not None  # it has just told who is registered
-        broker.kick(found)
+        try:
+            broker.kick(found)
+        except UnknownName as error:  # it is registered at another broker
+            raise CommandError(str(error)) from error
         _alert(f"{found}: session ended")
 
     @command.command("whip.fault")

@@ -27,7 +27,7 @@ from whip_addon.replies import not_reached, reply_of, why_not_replayed
 from whip_addon.vouching import QUESTION, answered_by, new_question
 from whip_core import progress
 from whip_core.errors import UnknownName
-from whip_core.names import AgentName, normalize
+from whip_core.names import AgentName, host_port, normalize
 from whip_core.options import Failure, log_level_option, option
 
 TIMEOUT = 60.0
@@ -147,24 +147,23 @@ def _requests_in(path: Path) -> list[Request]:
 
 
 def _instances_of(domain: str, proxy: Proxy) -> list[str]:
-    url = f"http://{HOST}{AGENTS}"
+    url, where = f"http://{HOST}{AGENTS}", host_port(proxy.host, proxy.port)
     question = new_question()
     try:
         answer = proxy.send("GET", url, [("Host", HOST), (QUESTION, question)], b"")
     except (OSError, http.client.HTTPException) as error:
         raise Failure(
-            f"cannot reach a proxy at {proxy.host}:{proxy.port}: {error}; "
+            f"cannot reach a proxy at {where}: {error}; "
             "start `whip proxy`, or say where it is with --proxy"
         ) from error
     if answer.status_code != 200:
         raise Failure(
-            f"{proxy.host}:{proxy.port} answers {answer.status_code} to {url}: "
-            f"{(answer.text or '').strip()[:200]}"
+            f"{where} answers {answer.status_code} to {url}: {(answer.text or '').strip()[:200]}"
         )
     if answered_by(answer, question) != HOST:
         # The metrics port serves the same page, and is no way to the instances.
         raise Failure(
-            f"{proxy.host}:{proxy.port} is no `whip proxy`: say with --proxy where one "
+            f"{where} is no `whip proxy`: say with --proxy where one "
             "listens (its --proxy-listen-port)"
         )
     try:
@@ -173,7 +172,7 @@ def _instances_of(domain: str, proxy: Proxy) -> list[str]:
     except UnknownName as error:
         raise Failure(str(error)) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise Failure(f"{proxy.host}:{proxy.port} is no `whip proxy`: {error}") from error
+        raise Failure(f"{where} is no `whip proxy`: {error}") from error
 
 
 def _name_of(agent: dict[str, Any]) -> AgentName:

@@ -14,8 +14,9 @@
 from __future__ import annotations
 
 import enum
-import ipaddress
 from collections.abc import Callable, Collection
+
+from whip_core.host_patterns import address_or_none
 
 ALLOW_HINT = "to let other hosts out directly use --fallback=true (whip_fallback)"
 
@@ -41,7 +42,7 @@ def route(
     `resolved` tells whether a plugin resolves the name to another target. It is asked only
     where that makes a difference, and may raise `DialError`.
     """
-    address = is_address(host)
+    address = address_or_none(host) is not None
     if not address and ours(host):
         return Route.WHIP
     if (host, port) in upstreams:
@@ -49,12 +50,3 @@ def route(
     if fallback:
         return Route.WHIP if not address and resolved(host, port) else Route.DIRECT
     return Route.REFUSE if address else Route.ASK
-
-
-def is_address(host: str) -> bool:
-    """Whether `host` is a literal IP address, in brackets or not, with a zone or not."""
-    try:
-        ipaddress.ip_address(host.removeprefix("[").removesuffix("]").partition("%")[0])
-    except ValueError:
-        return False
-    return True

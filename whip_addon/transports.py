@@ -12,7 +12,9 @@ from __future__ import annotations
 from typing import Any
 
 from mitmproxy import ctx
-from mitmproxy.connection import Client, Connection
+from mitmproxy.connection import Client, Connection, Server
+
+from whip_core.names import host_port
 
 
 def handlers() -> dict[str, Any]:
@@ -34,6 +36,12 @@ def writer_of(client: Client, which: Connection) -> Any | None:
     """The same end's writer; None as well while it is not open."""
     end = end_of(client, which)
     return end.writer if end is not None else None
+
+
+def place_of(server: Server) -> str:
+    """The host and port that a connection leads to, for a message."""
+    # The address of an IPv6 socket has two numbers more.
+    return host_port(*server.address[:2]) if server.address else "the service"
 
 
 def note_activity(client: Client) -> None:

@@ -90,7 +90,7 @@ class Dial:
 
 
 Tell = Callable[[Stream | Coroutine[Any, Any, Stream]], None]
-"""Takes a dial's stream, or what has to be awaited for it."""
+"""Takes a dial's stream, or what has to be awaited for it, which raises `DialError`."""
 
 
 Answer = Stream | DialError | TimeoutError | None

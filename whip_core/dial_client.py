@@ -24,7 +24,7 @@ from whip_core.errors import (
     RemoteProtocolError,
 )
 from whip_core.framed import FramedConnection
-from whip_core.frames import DIAL_ID_SIZE, Role
+from whip_core.frames import DIAL_ID_SIZE, Side
 from whip_core.stream import Stream
 from whip_core.tasks import TaskSet
 from whip_core.tls import peer_certificate
@@ -175,7 +175,7 @@ class DialClient:
 
     async def _connect(self, about: str) -> FramedConnection:
         connection = FramedConnection(
-            Role.OPENER,
+            Side.OPENER,
             on_idle=self._park,
             on_lost=self._forget,
             dial_socket=True,

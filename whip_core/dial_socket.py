@@ -36,7 +36,7 @@ from whip_core.dial_wire import (
 )
 from whip_core.errors import DialError, RemoteProtocolError, SettingsError
 from whip_core.framed import FramedConnection
-from whip_core.frames import FrameCodec, OpenRequested, Role
+from whip_core.frames import FrameCodec, OpenRequested, Side
 from whip_core.host_patterns import covers
 from whip_core.relay import splice
 from whip_core.sockets import bind, bind_unix
@@ -233,7 +233,7 @@ class _Greeting(Stranger):
             self.become(dialing.connection, self._reader.rest)
 
     def farewell(self, why: str) -> bytes:
-        return FrameCodec(Role.ACCEPTOR).reset(f"{REFUSED}{why}")
+        return FrameCodec(Side.ACCEPTOR).reset(f"{REFUSED}{why}")
 
 
 class _DialConnection:
@@ -251,7 +251,7 @@ class _DialConnection:
         self._serves = False
         self.ended = False
         self.connection = FramedConnection(
-            Role.ACCEPTOR,
+            Side.ACCEPTOR,
             on_open=self._asked,
             on_idle=self._idle,
             on_lost=lambda _: owner._connections.discard(self),

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from whip_core.caller import NOBODY, Caller
+from whip_core.dial import Tell
 from whip_core.errors import UnknownName
-from whip_core.forward import Dialled, ForwardSpec, Tell, forwarding
+from whip_core.forward import Dialled, ForwardSpec, forwarding
 from whip_core.names import Target
 from whip_core.stream import Stream
 from whip_core.stream_reader import BrokenLastReader

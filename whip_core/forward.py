@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from whip_core.acceptor import Acceptor
 from whip_core.caller import Caller
+from whip_core.dial import Tell
 from whip_core.errors import DialError, SettingsError
 from whip_core.host_patterns import address_or_none
 from whip_core.names import Target, host_port
@@ -37,8 +38,6 @@ class Dialled(Protocol):
         """Leave nothing behind, and tell nobody."""
 
 
-Tell = Callable[[Stream | Coroutine[Any, Any, Stream]], None]
-"""Takes a dial's stream, or what has to be awaited for it, which raises `DialError`."""
 Dial = Callable[[Target, Caller, Tell], Dialled | None]
 """Begins a dial; None if it has told something already."""
 

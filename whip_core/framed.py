@@ -17,7 +17,7 @@ from whip_core.errors import (
     RemoteProtocolError,
     ServiceRefused,
 )
-from whip_core.frames import FrameCodec, Role, State
+from whip_core.frames import FrameCodec, Side, State
 from whip_core.heartbeat import Heartbeat
 from whip_core.sockets import duplex, keep_alive, peer_address, unanswered_for
 from whip_core.stream import Cause, Stream, broken, cut
@@ -49,7 +49,7 @@ class Opening(Protocol):
 
 
 class FramedConnection(asyncio.Protocol):
-    """Both ends' side of it; `role` says which.
+    """Both ends' side of it; `side` says which.
 
     `on_open` (acceptor) is called for each OPEN and returns the task that will `accept` or
     `refuse`; it is cancelled if the connection goes first, and closes it if it fails. `on_idle`
@@ -66,7 +66,7 @@ class FramedConnection(asyncio.Protocol):
 
     def __init__(
         self,
-        role: Role,
+        side: Side,
         *,
         on_open: OnOpen | None = None,
         on_idle: OnChange | None = None,
@@ -74,7 +74,7 @@ class FramedConnection(asyncio.Protocol):
         dial_socket: bool = False,
         failure: Failure | None = None,
     ) -> None:
-        self._codec = FrameCodec(role, dial_socket=dial_socket)
+        self._codec = FrameCodec(side, dial_socket=dial_socket)
         self._give: Callable[[bytes | memoryview], None] = _drop
         self._failure = failure or _open_error
         self._whose = "the broker's" if dial_socket else "the agent's"
@@ -101,7 +101,7 @@ class FramedConnection(asyncio.Protocol):
 
     def __repr__(self) -> str:
         state = "lost" if self.lost else self._codec.state.words
-        return f"<FramedConnection {self._codec.role.value} {state} {self._stream or ''}>"
+        return f"<FramedConnection {self._codec.side.value} {state} {self._stream or ''}>"
 
     @property
     def is_parked(self) -> bool:
@@ -206,7 +206,7 @@ class FramedConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = duplex(transport)
         keep_alive(transport)
-        ping = self._ping if self._codec.role is Role.OPENER else None
+        ping = self._ping if self._codec.side is Side.OPENER else None
         self._heartbeat = Heartbeat(
             lambda: self.is_parked, ping, self._die, lambda: unanswered_for(transport)
         )

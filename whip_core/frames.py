@@ -48,7 +48,7 @@ DIAL_ID_SIZE = 16
 PING_SIZE = 8
 
 
-class Role(Enum):
+class Side(Enum):
     OPENER = "opener"
     ACCEPTOR = "acceptor"
 
@@ -89,12 +89,12 @@ class FailureCode(IntEnum):
     DRAINING = 3
 
 
-_OPENER, _ACCEPTOR = Role.OPENER, Role.ACCEPTOR
+_OPENER, _ACCEPTOR = Side.OPENER, Side.ACCEPTOR
 _DATA = int(FrameType.DATA)
 _EMPTY_DATA_HEADER = _DATA << 24
 _FRAME_TYPES = {int(frame_type): frame_type for frame_type in FrameType}
 
-TRANSITIONS: dict[State, dict[tuple[Role, FrameType], State]] = {
+TRANSITIONS: dict[State, dict[tuple[Side, FrameType], State]] = {
     State.PARKED: {
         (_OPENER, FrameType.OPEN): State.OPENING,
     },
@@ -121,19 +121,19 @@ TRANSITIONS: dict[State, dict[tuple[Role, FrameType], State]] = {
 """state: {(who sends, what): next state}. PING and PONG change nothing, RESET always closes."""
 
 for _state in set(State) - {State.CLOSED}:
-    for _role in Role:
+    for _side in Side:
         TRANSITIONS[_state] |= {
-            (_role, FrameType.PING): _state,
-            (_role, FrameType.PONG): _state,
-            (_role, FrameType.RESET): State.CLOSED,
+            (_side, FrameType.PING): _state,
+            (_side, FrameType.PONG): _state,
+            (_side, FrameType.RESET): State.CLOSED,
         }
 
-_BY_SENDER: dict[Role, dict[State, dict[int, State]]] = {
-    role: {
-        state: {int(what): after for (sender, what), after in moves.items() if sender is role}
+_BY_SENDER: dict[Side, dict[State, dict[int, State]]] = {
+    side: {
+        state: {int(what): after for (sender, what), after in moves.items() if sender is side}
         for state, moves in TRANSITIONS.items()
     }
-    for role in Role
+    for side in Side
 }
 
 
@@ -202,11 +202,11 @@ class FrameCodec:
     `state`, to read only, is its view of the table above.
     """
 
-    def __init__(self, role: Role, *, dial_socket: bool = False) -> None:
-        self.role = role
+    def __init__(self, side: Side, *, dial_socket: bool = False) -> None:
+        self.side = side
         self._dial_socket = dial_socket
-        self._sender_table = _BY_SENDER[role]
-        self._receiver_table = _BY_SENDER[_ACCEPTOR if role is _OPENER else _OPENER]
+        self._sender_table = _BY_SENDER[side]
+        self._receiver_table = _BY_SENDER[_ACCEPTOR if side is _OPENER else _OPENER]
         self.dial_id = b""
         self._enter(State.PARKED)
         self._partial = bytearray()
@@ -214,7 +214,7 @@ class FrameCodec:
         self._pings: list[bytes] = []
 
     def __repr__(self) -> str:
-        return f"<FrameCodec {self.role.value} {self.state.words} dial={self.dial_id.hex()}>"
+        return f"<FrameCodec {self.side.value} {self.state.words} dial={self.dial_id.hex()}>"
 
     def _enter(self, state: State) -> None:
         self.state = state
@@ -278,7 +278,7 @@ class FrameCodec:
         after = self._may_send.get(frame_type)
         if after is None:
             raise LocalProtocolError(
-                f"{frame_type.name} cannot be sent by the {self.role.value} "
+                f"{frame_type.name} cannot be sent by the {self.side.value} "
                 f"of a connection that is {self.state.words}"
             )
         if after is not self.state:

@@ -32,7 +32,7 @@ from whip_core.fabric_mail import FabricMail
 from whip_core.fabric_wire import Message, encode_target, mapping, text
 from whip_core.framed import FramedConnection
 from whip_core.host_patterns import covers_agent
-from whip_core.names import check_port
+from whip_core.names import check_port, host_port
 from whip_core.raw import RawConnection
 from whip_core.relaying import CannotRelay, Pass, Relaying
 from whip_core.session import Session
@@ -82,7 +82,7 @@ class Guest(Session):
         self.holder_judges = True
         self._mail = mail
         self._relaying = relaying
-        self._reverse_place = "{}:{}".format(*reverse_address)
+        self._reverse_place = host_port(*reverse_address)
         self._relayed_until = float("-inf")
         registration = Registration(
             name=view.name,

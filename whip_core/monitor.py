@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 from whip_core.errors import SettingsError
 from whip_core.names import host_port
-from whip_core.routes import Answer, Request, Response
+from whip_core.routes import Handler, Request, Response
 from whip_core.sockets import bind
 from whip_core.web import WebServer
 
@@ -24,7 +24,7 @@ NotReady = Callable[[], str | None]
 """Why it cannot do its work; None if it can."""
 
 
-def pages(exposition: Exposition, not_ready: NotReady) -> Mapping[str, Answer]:
+def pages(exposition: Exposition, not_ready: NotReady) -> Mapping[str, Handler]:
     """What is at each path, for `Routes`."""
 
     def metrics(request: Request) -> Response:
@@ -60,7 +60,7 @@ def listen_address(listen: str) -> tuple[str, int] | None:
 
 
 @asynccontextmanager
-async def serving(listen: str, answer: Answer, *, chosen: bool) -> AsyncIterator[str | None]:
+async def serving(listen: str, answer: Handler, *, chosen: bool) -> AsyncIterator[str | None]:
     """Answer at `listen` ("host:port", empty: not at all) while the block runs.
 
     Gives the address it got. A port that is taken raises `SettingsError` if the address

@@ -31,7 +31,7 @@ from whip_core.dialer import Dialer
 from whip_core.errors import AgentGone, DialError, PortNotExposed, RemoteProtocolError
 from whip_core.fabric_wire import number, text
 from whip_core.framed import FramedConnection
-from whip_core.frames import OpenRequested, Role
+from whip_core.frames import OpenRequested, Side
 from whip_core.names import Target, host_port
 from whip_core.preamble import Preamble
 from whip_core.relay import splice
@@ -154,7 +154,7 @@ class Relaying:
         ):
             raise RemoteProtocolError("a relayed stream from who has no broker's certificate")
         connection = FramedConnection(
-            Role.ACCEPTOR,
+            Side.ACCEPTOR,
             on_open=lambda connection, request: self._asked(connection, request, errand),
             on_idle=FramedConnection.close,
             on_lost=self._connections.discard,
@@ -208,7 +208,7 @@ class Relaying:
         Raises `CannotRelay`, or the `DialError` that it met. Cancelled, it leaves nothing behind.
         """
         connection = FramedConnection(
-            Role.OPENER,
+            Side.OPENER,
             on_idle=FramedConnection.close,
             on_lost=self._connections.discard,
             dial_socket=True,

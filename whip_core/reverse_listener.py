@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from whip_core.acceptor import Acceptor
 from whip_core.certificates import certificate_names
-from whip_core.frames import FrameCodec, Role
+from whip_core.frames import FrameCodec, Side
 from whip_core.limits import Limits
 from whip_core.preamble import OldPreamble, Preamble, PreambleReader
 from whip_core.sockets import bind
@@ -116,4 +116,4 @@ class _Incoming(Stranger):
     def farewell(self, why: str) -> bytes:
         if not self._reader.is_framed:  # an old peer would hand it on to its service
             return b""
-        return FrameCodec(Role.OPENER).reset(f"refused: {why}")
+        return FrameCodec(Side.OPENER).reset(f"refused: {why}")

@@ -82,7 +82,7 @@ class Response:
         return cls.json({"error": why}, status)
 
 
-Answer = Callable[[Request], Response]
+Handler = Callable[[Request], Response]
 
 
 def as_json(value: Any) -> bytes:
@@ -94,8 +94,8 @@ class Routes:
 
     def __init__(
         self,
-        pages: Mapping[str, Answer],
-        commands: Mapping[str, Answer] | None = None,
+        pages: Mapping[str, Handler],
+        commands: Mapping[str, Handler] | None = None,
         checks: Iterable[Callable[[Request], Response | None]] = (),
     ) -> None:
         self._pages = pages

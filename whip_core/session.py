@@ -21,7 +21,7 @@ from whip_core.errors import (
     ServiceRefused,
 )
 from whip_core.framed import FramedConnection, Opening
-from whip_core.frames import Role
+from whip_core.frames import Side
 from whip_core.names import AgentName
 from whip_core.parked_pool import ParkedPool
 from whip_core.preamble import OldPreamble, Preamble
@@ -251,7 +251,7 @@ class Session:
             raise RemoteProtocolError(f"a reverse connection for {self.name} with a wrong secret")
 
     def _framed(self) -> FramedConnection:
-        return FramedConnection(Role.OPENER, on_idle=self.pool.park, on_lost=self.pool.forget)
+        return FramedConnection(Side.OPENER, on_idle=self.pool.park, on_lost=self.pool.forget)
 
     async def open(
         self,

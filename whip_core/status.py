@@ -23,7 +23,7 @@ from whip_core.errors import SettingsError, UnknownName
 from whip_core.metrics import exposition
 from whip_core.names import printable
 from whip_core.pem_files import read_pem_file, signature
-from whip_core.routes import JSON, Answer, BadRequest, Request, Response, Routes, as_json
+from whip_core.routes import JSON, BadRequest, Handler, Request, Response, Routes, as_json
 from whip_core.settings import BrokerSettings, RemoteSettings, is_loopback
 
 INTERNAL_HOST = "whip.internal"
@@ -288,7 +288,7 @@ def _seconds(moment: datetime) -> int:
     return int(moment.timestamp())
 
 
-def _file(name: str, content_type: str) -> Answer:
+def _file(name: str, content_type: str) -> Handler:
     def answer(request: Request) -> Response:
         request.only()
         body = (files("whip_core") / "page" / name).read_bytes()

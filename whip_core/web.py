@@ -17,7 +17,7 @@ from contextlib import aclosing, suppress
 import h11
 
 from whip_core.acceptor import Acceptor
-from whip_core.routes import Answer, BadRequest, Request, Response
+from whip_core.routes import BadRequest, Handler, Request, Response
 from whip_core.tasks import TaskSet
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class WebServer:
     told 500 and the log why.
     """
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Handler) -> None:
         self._answer = answer
         self._acceptors: list[Acceptor] = []
         self._tasks = TaskSet()

@@ -23,7 +23,7 @@ from whip_core.channel import CHANNEL_OPTIONS, channel_credentials
 from whip_core.control_wire import METHOD_PATH, decode_broker_message, encode_agent_message
 from whip_core.errors import AgentGone
 from whip_core.framed import FramedConnection
-from whip_core.frames import Role
+from whip_core.frames import Side
 from whip_core.preamble import Preamble
 from whip_core.settings import TLSFiles
 from whip_core.tls import client_context
@@ -68,7 +68,7 @@ class Agent:
         while True:
             try:
                 return await connector.open(
-                    FramedConnection(Role.ACCEPTOR), host, port, introduction
+                    FramedConnection(Side.ACCEPTOR), host, port, introduction
                 )
             except AgentGone as error:
                 print(f"agent {self.number}: {error}; trying on", file=sys.stderr, flush=True)

@@ -26,7 +26,7 @@ from whip_core.channel import CHANNEL_OPTIONS, channel_credentials
 from whip_core.control_wire import METHOD_PATH, decode_broker_message, encode_agent_message
 from whip_core.errors import WhipError
 from whip_core.framed import FramedConnection
-from whip_core.frames import OpenRequested, Role
+from whip_core.frames import OpenRequested, Side
 from whip_core.preamble import Preamble
 from whip_core.settings import TLSFiles
 from whip_core.tasks import TaskSet
@@ -113,7 +113,7 @@ class Swarm:
         self.tasks.spawn(self._open(host, port, introduction), "connect")
 
     async def _open(self, host: str, port: int, introduction: Preamble) -> None:
-        connection = FramedConnection(Role.ACCEPTOR, on_open=self._accept)
+        connection = FramedConnection(Side.ACCEPTOR, on_open=self._accept)
         try:
             await self._connector.open(connection, host, port, introduction)
         except WhipError as error:

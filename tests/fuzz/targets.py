@@ -15,7 +15,7 @@ from whip_core.frames import (
     Opened,
     OpenRequested,
     PingReceived,
-    Role,
+    Side,
 )
 from whip_core.frames import State as FrameState
 from whip_core.preamble import MAX_PREAMBLE_SIZE, PreambleReader
@@ -52,8 +52,8 @@ def frames(data: bytes) -> None:
     """A side and a state, the size of the pieces, then what the other side says."""
     if len(data) < 2:
         return
-    codec = FrameCodec(Role.OPENER if data[0] & 1 else Role.ACCEPTOR)
-    if codec.role is Role.OPENER and data[0] & 2:
+    codec = FrameCodec(Side.OPENER if data[0] & 1 else Side.ACCEPTOR)
+    if codec.side is Side.OPENER and data[0] & 2:
         codec.open(80, ID)
     if data[0] & 4:
         codec.ping(b"pingpong")

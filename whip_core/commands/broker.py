@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import signal
 from typing import Any
 
 import click
@@ -19,12 +16,11 @@ from whip_core.broker_options import (
     declare,
 )
 from whip_core.broker_values import flags_of, read_broker, read_dial_socket, read_plugins
+from whip_core.commands.serving import serve
 from whip_core.errors import SettingsError
 from whip_core.monitor import listen_address
-from whip_core.operating import Listening, operating
-from whip_core.options import common_options, hangup_is_ours, run, was_given
-from whip_core.stop_signals import StopSignals
-from whip_core.tasks import TaskSet
+from whip_core.operating import Listening
+from whip_core.options import common_options, run, was_given
 
 # How long a dial waits is for whoever dials to say.
 OPTIONS = (
@@ -63,20 +59,4 @@ def broker(log_level: str, **values: Any) -> None:
     listening = Listening(
         values["metrics_listen"], was_given("metrics_listen"), options["whip_control_socket"]
     )
-    run(_serve(alone, listening), log_level)
-
-
-async def _serve(alone: Broker, listening: Listening) -> None:
-    stop, at_once = asyncio.Event(), asyncio.Event()
-    StopSignals(stop.set, at_once.set).listen()
-    if hangup_is_ours():
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, alone.reopen_logs)
-    async with contextlib.AsyncExitStack() as stack:
-        await stack.enter_async_context(alone)
-        await stack.enter_async_context(operating(alone, listening))
-        await stop.wait()
-        tasks = TaskSet()
-        draining = tasks.spawn(alone.drain(alone.settings.drain_timeout), "drain")
-        hurry = tasks.spawn(at_once.wait(), "second signal")
-        await asyncio.wait([draining, hurry], return_when=asyncio.FIRST_COMPLETED)
-        await tasks.cancel_all()
+    run(serve(alone, listening), log_level)

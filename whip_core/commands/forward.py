@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import signal
 from typing import Any
 
 import click
@@ -13,14 +10,13 @@ from whip_core import log_lines
 from whip_core.broker import Broker
 from whip_core.broker_options import BROKER_OPTIONS, METRICS_LISTEN, REMOTE, chosen, declare
 from whip_core.broker_values import flags_of, read_broker, read_plugins, read_remote, read_seconds
+from whip_core.commands.serving import serve
 from whip_core.errors import SettingsError
 from whip_core.forward import ForwardSpec
 from whip_core.monitor import listen_address
-from whip_core.operating import Listening, operating
-from whip_core.options import common_options, hangup_is_ours, run, was_given
+from whip_core.operating import Listening
+from whip_core.options import common_options, run, was_given
 from whip_core.remote import RemoteBroker
-from whip_core.stop_signals import StopSignals
-from whip_core.tasks import TaskSet
 
 OPTIONS = (*BROKER_OPTIONS, REMOTE)
 
@@ -58,24 +54,4 @@ def forward(forwards: tuple[str, ...], log_level: str, **values: Any) -> None:
         was_given("metrics_listen"),
         options["whip_control_socket"] if remote is None else "",
     )
-    run(_serve(broker, specs, wait, listening), log_level)
-
-
-async def _serve(
-    broker: Broker | RemoteBroker, specs: list[ForwardSpec], wait: float, listening: Listening
-) -> None:
-    stop, at_once = asyncio.Event(), asyncio.Event()
-    StopSignals(stop.set, at_once.set).listen()
-    if hangup_is_ours():
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, broker.reopen_logs)
-    async with contextlib.AsyncExitStack() as stack:
-        await stack.enter_async_context(broker)
-        await stack.enter_async_context(operating(broker, listening))
-        for spec in specs:
-            await stack.enter_async_context(broker.forwarding(spec, wait=wait))
-        await stop.wait()
-        tasks = TaskSet()
-        drained = tasks.spawn(broker.drain(broker.settings.drain_timeout), "drain")
-        hurried = tasks.spawn(at_once.wait(), "second signal")
-        await asyncio.wait([drained, hurried], return_when=asyncio.FIRST_COMPLETED)
-        await tasks.cancel_all()
+    run(serve(broker, listening, specs, wait=wait), log_level)

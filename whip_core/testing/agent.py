@@ -25,7 +25,7 @@ from whip_core import control, preamble
 from whip_core.channel import CHANNEL_OPTIONS, channel_credentials
 from whip_core.control_wire import METHOD_PATH, decode_broker_message, encode_agent_message
 from whip_core.framed import FramedConnection
-from whip_core.frames import FailureCode, OpenRequested, Role
+from whip_core.frames import FailureCode, OpenRequested, Side
 from whip_core.names import host_port
 from whip_core.preamble import OldPreamble, Preamble
 from whip_core.settings import TLSFiles
@@ -237,7 +237,7 @@ class FramedReverse:
         self._lost = asyncio.Event()
         self._writers: list[asyncio.StreamWriter] = []
         self.connection = FramedConnection(
-            Role.ACCEPTOR, on_open=self._on_open, on_lost=lambda _: self._lost.set()
+            Side.ACCEPTOR, on_open=self._on_open, on_lost=lambda _: self._lost.set()
         )
 
     def _on_open(self, connection: FramedConnection, request: OpenRequested) -> asyncio.Task[None]:

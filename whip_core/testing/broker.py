@@ -23,7 +23,7 @@ import grpc.aio
 from whip_core import control
 from whip_core.control_wire import METHOD, SERVICE, encode_broker_message
 from whip_core.framed import FramedConnection
-from whip_core.frames import Role
+from whip_core.frames import Side
 from whip_core.preamble import Preamble, PreambleReader
 from whip_core.settings import TLSFiles
 from whip_core.tls import server_context
@@ -101,7 +101,7 @@ class ScriptedBroker:
         while found is None:
             found = parser.feed(await reader.readexactly(1))
         assert isinstance(found, Preamble)
-        connection = FramedConnection(Role.OPENER)
+        connection = FramedConnection(Side.OPENER)
         writer.transport.set_protocol(connection)
         connection.connection_made(writer.transport)
         return found, connection
