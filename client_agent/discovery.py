@@ -9,7 +9,7 @@ Who is asked for the addresses of a name, the first that has a say:
 
 An answer is asked for again when its smallest TTL has run out. What was known stays until
 there is an answer that says otherwise: a name that does not exist, no answer, an answer
-without an address are no reason to leave a broker that works.
+without an address are not a reason to leave a broker that works.
 """
 
 from __future__ import annotations

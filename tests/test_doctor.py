@@ -156,7 +156,7 @@ def test_what_is_wrong_with_ports_and_names_is_said(ca: Authority) -> None:
             )
         async with Broker(broker_settings(tls=ca.server_files(["other.example"]))) as here:
             _, found = await doctor("client", f"localhost:{here.control_port}", *name)
-            assert "does not prove localhost" in problem(found, "control port")
+            assert "is not for localhost" in problem(found, "control port")
         async with Broker(broker_settings()) as here:
             _, found = await doctor("client", f"localhost:{here.control_port}", *name)
             assert "does not speak TLS" in problem(found, "control port")

@@ -236,7 +236,7 @@ def _check_terminal(tool: str, arguments: Sequence[str]) -> None:
 
 def _run(tool: str, arguments: list[str]) -> None:
     main = _mitmproxy_tools()
-    # mitmproxy names itself by this, and looks there for options of old.
+    # mitmproxy names itself by this, and looks there for options that are gone.
     sys.argv = [tool, *arguments]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # its log, which somebody may follow

@@ -73,7 +73,7 @@ BROKER_OPTIONS: tuple[Option, ...] = (
     setting("--whip-external-tcp-port", OPTIONAL_NUMBER, None,
             "The port that agents connect back to, if it is not the listen port."),
     setting("--whip-listen-host", OPTIONAL_TEXT, None,
-            "Where agents are listened for; all interfaces unless given, loopback without TLS."),
+            "The address to listen on for agents (default: all interfaces; loopback without TLS)."),
     setting("--whip-tcp-listen-port", int, 8000, "The port for reverse connections."),
     setting("--whip-grpc-listen-port", int, 50051, "The port for control streams."),
     setting("--tls", bool, True, "Mutual TLS on every connection with agents."),
@@ -104,7 +104,7 @@ BROKER_OPTIONS: tuple[Option, ...] = (
             "Seconds a reverse connection has to say whose it is.", "SECONDS"),
     *(setting(f"--max-{name.replace('_', '-')}", int, getattr(limits.DEFAULT, name), help_)
       for name, help_ in (
-        ("unauthenticated", "Connections to each port that have not said who they are."),
+        ("unauthenticated", "Connections to each port that have not identified themselves."),
         ("agents", "Registered agents."),
         ("agents_per_identity", "Agents with the same certificate names."),
         ("streams", "Open streams."),
@@ -116,7 +116,7 @@ BROKER_OPTIONS: tuple[Option, ...] = (
     setting("--max-dial-rate", str, f"{limits.DEFAULT.dial_rate:g}",
             "Dials a second for one caller; 0: no limit.", "RATE"),
     setting("--drain-timeout", str, f"{DRAIN_TIMEOUT:g}",
-            "Seconds that streams have to finish after SIGTERM; a second one goes at once.",
+            "Seconds that streams have to finish after SIGTERM; a second SIGTERM stops at once.",
             "SECONDS"),
     setting("--audit-log", OPTIONAL_TEXT, None,
             "A file for one JSON line for each registration, refusal and dial; SIGHUP reopens it.",
@@ -159,7 +159,8 @@ DIAL_SOCKET_OPTIONS: tuple[Option, ...] = (
             "A certificate's name (or *.rest) that may dial over TCP, as itself (repeatable).",
             "NAME"),
     setting("--dial-trust", TEXTS, [],
-            "The same for a proxy, which is believed when it says for whom it dials (repeatable).",
+            "Like --dial-allow, for a proxy that is trusted to say on whose behalf it dials "
+            "(repeatable).",
             "NAME"),
 )  # fmt: skip
 OF_ALL_COMMANDS = frozenset(

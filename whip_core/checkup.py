@@ -60,7 +60,7 @@ class Checkup:
         self.findings: list[Finding] = []
 
     def doing(self, text: str) -> None:
-        """What is waited for now; for who sits before a terminal."""
+        """What is waited for now; for somebody at a terminal."""
         progress.say(f"{text} ...")
 
     def ok(self, check: str, text: str) -> None:
@@ -193,7 +193,7 @@ async def check_port(
         if not any(proves_host(der, name) for name in names):
             checkup.problem(
                 check,
-                f"{where} is reached, but its certificate does not prove {' or '.join(names)}",
+                f"{where} is reached, but its certificate is not for {' or '.join(names)}",
                 "issue it a certificate for the name that agents use",
             )
             return False

@@ -78,4 +78,6 @@ async def _agents(client: DialClient) -> int:
             agents += kind == "agent"
     finally:
         writer.close()
-    raise RemoteProtocolError(f"the broker at {client.address} hangs up before it has told all")
+    raise RemoteProtocolError(
+        f"the broker at {client.address} closed the news stream before it was complete"
+    )

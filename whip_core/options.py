@@ -80,7 +80,7 @@ class Several(click.Option):
 
 
 def utf8(_: click.Context, param: click.Parameter, value: Any) -> Any:
-    """A callback for what is sent on: bytes that are no text come as surrogates."""
+    """A callback for what is sent on: bytes that are not text come as surrogates."""
     for text in value if isinstance(value, tuple) else (value,):
         try:
             (text or "").encode()

@@ -217,7 +217,7 @@ class Authority:
         first of the names that fits, unless `subject` has one. It never
         outlives the CA: its end is brought forward, and `shortened` says so. Raises
         `SettingsError` when no name is given, `valid_for` is out of bounds or the CA has
-        expired, and `ValueError` for what is no name or address.
+        expired, and `ValueError` for what is not a name or address.
         """
         names = list(dict.fromkeys(map(dns_pattern, dns_names)))
         literals = list(dict.fromkeys(literal_address(str(address)) for address in addresses))
@@ -358,7 +358,7 @@ def _may_sign_certificates(certificate: x509.Certificate, source: str) -> bool:
             return False
         return extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
     except x509.ExtensionNotFound as missing:
-        # Without a key usage every use is allowed; without basic constraints it is no CA.
+        # Without a key usage every use is allowed; without basic constraints it is not a CA.
         return missing.oid == x509.KeyUsage.oid
     except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
         raise SettingsError(f"{source} has extensions that cannot be read: {error}") from error
