@@ -82,7 +82,7 @@ logger = logging.getLogger(__name__)
     multiple=True,
     separator=PLUGIN_SETTINGS,
     metavar="PLUGIN.KEY=VALUE",
-    help="A setting of a plugin's (repeatable).",
+    help="A plugin's setting (repeatable).",
 )
 @option(
     "--reverse-host",

@@ -233,7 +233,7 @@ class Discovery:
                 "looking up %s: %s; %s",
                 self.endpoint,
                 self._trouble,
-                f"going on with {kept} known" if kept else "trying again",
+                f"continuing with {kept} known" if kept else "trying again",
             )
         elif self._failing and not failing:
             logger.info("looking up %s works again: %d found", self.endpoint, kept)

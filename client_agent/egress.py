@@ -45,7 +45,7 @@ class EgressProxy:
         if parts.scheme not in DEFAULT_PORTS:
             raise SettingsError(
                 f"{source} begins with {parts.scheme}://, but only http:// (CONNECT) and "
-                "socks5:// are spoken to a proxy; what goes through it is encrypted anyway"
+                "socks5:// proxies are supported; what goes through them is encrypted anyway"
             )
         if not host or parts.path.strip("/") or parts.query:
             raise SettingsError(

@@ -41,7 +41,7 @@ class Untouched(click.Command):
 
 
 class PassesOn(click.Command):
-    """A command that leaves what stands after `--` to mitmproxy."""
+    """A command that leaves what follows `--` to mitmproxy."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         end = args.index("--") if "--" in args else len(args)
@@ -75,7 +75,7 @@ def addon_path() -> None:
     click.echo(ADDON)
 
 
-@click.command(cls=PassesOn, epilog="What stands after -- goes to mitmproxy.")
+@click.command(cls=PassesOn, epilog="What follows -- goes to mitmproxy.")
 @common_options(metrics_listen=broker_options.METRICS_LISTEN)
 @option("--proxy-listen-host", default="127.0.0.1", help="Where the proxy listens.")
 @option(

@@ -198,7 +198,7 @@ class Prompt:
     def _agents(self) -> list[AgentView]:
         broker = self._broker()
         if broker is None:
-            raise CommandError("the broker does not run")
+            raise CommandError("the broker is not running")
         return sorted(broker.agents, key=lambda agent: agent.name.full)
 
     def _instance(self, name: str) -> str:

@@ -37,7 +37,7 @@ PASSWORD_VARIABLE = "WHIP_PROXY_PASSWORD"  # noqa: S105  # its name
 OPTIONS: tuple[Option, ...] = (
     *BROKER_OPTIONS,
     REMOTE,
-    setting("--fallback", bool, False, "Let hosts that are not whip's out directly."),
+    setting("--fallback", bool, False, "Connect directly to hosts that are not whip's."),
     setting("--passthrough", TEXTS, [],
             "A host (*.db.testdom) or host:port whose tunnelled connections are relayed, "
             "not inspected (repeatable).", "PATTERN"),

@@ -101,7 +101,7 @@ BROKER_OPTIONS: tuple[Option, ...] = (
     setting("--handshake-timeout", str, f"{HANDSHAKE_TIMEOUT:g}",
             "Seconds a peer has for its TLS handshake, and an agent to register.", "SECONDS"),
     setting("--preamble-timeout", str, f"{PREAMBLE_TIMEOUT:g}",
-            "Seconds a reverse connection has to say whose it is.", "SECONDS"),
+            "Seconds a reverse connection has to identify itself.", "SECONDS"),
     *(setting(f"--max-{name.replace('_', '-')}", int, getattr(limits.DEFAULT, name), help_)
       for name, help_ in (
         ("unauthenticated", "Connections to each port that have not identified themselves."),
@@ -125,18 +125,18 @@ BROKER_OPTIONS: tuple[Option, ...] = (
             name="plugins"),
     setting("--no-plugin", TEXTS, [], "An installed plugin to leave out (repeatable).", "NAME",
             name="no_plugins"),
-    setting("--plugin-set", TEXTS, [], "A setting of a plugin's (repeatable).",
+    setting("--plugin-set", TEXTS, [], "A plugin's setting (repeatable).",
             "PLUGIN.KEY=VALUE", separator=PLUGIN_SETTINGS),
     setting("--fabric", OPTIONAL_TEXT, None,
             "What joins this broker to others, so that it reaches their agents: "
-            "nats://host:4222, tls://host:4222; several with commas.", "URL"),
+            "nats://host:4222, tls://host:4222; several separated by commas.", "URL"),
     setting("--fabric-cluster", str, "whip", "Only brokers of one cluster hear each other.",
             "NAME"),
     setting("--fabric-credentials-path", OPTIONAL_TEXT, None, "A file with NATS credentials."),
     setting("--fabric-tls-ca-cert-path", OPTIONAL_TEXT, None,
             "The CA that the fabric's servers must be from (PEM)."),
-    setting("--fabric-tls-key-path", OPTIONAL_TEXT, None, "Our private key there (PEM)."),
-    setting("--fabric-tls-cert-path", OPTIONAL_TEXT, None, "Our certificate there (PEM)."),
+    setting("--fabric-tls-key-path", OPTIONAL_TEXT, None, "Our private key for the fabric (PEM)."),
+    setting("--fabric-tls-cert-path", OPTIONAL_TEXT, None, "Our certificate for the fabric (PEM)."),
     setting("--relay", bool, False,
             "Where an agent cannot reach the broker that dials, have the stream relayed by the "
             "one that holds it, and relay for others: both need it (docs/brokers.md)."),

@@ -152,8 +152,7 @@ class Credentials:
         revocations = self._read_revocations(ca)
         if revocations is not None and revocations.valid_until < datetime.now(UTC):
             warnings.append(
-                f"--tls-crl-path {files.crl} is out of date: "
-                "no peer is believed until it is renewed"
+                f"--tls-crl-path {files.crl} is out of date: no peer is trusted until it is renewed"
             )
         # OpenSSL has its say before anything is used.
         context = tls.client_context(files) if self._role is Role.AGENT else None

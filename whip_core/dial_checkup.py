@@ -54,7 +54,7 @@ async def check_dial_socket(
         async with asyncio.timeout(ANSWER_TIMEOUT):
             agents = await _agents(client)
     except NotAuthorized as error:
-        remedy = "have the broker given this name with --dial-allow or --dial-trust"
+        remedy = "give the broker this name with --dial-allow or --dial-trust"
         checkup.problem("dial socket", str(error), remedy)
     except (DialError, RemoteProtocolError, ValueError) as error:
         checkup.problem("dial socket", str(error), REMEDY)

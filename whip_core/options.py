@@ -166,7 +166,7 @@ def tls_files(
     crl: str | None = None,
     *,
     spell: Callable[[str], str] = _flag,
-    instead: str = "say --tls=false on loopback",
+    instead: str = "give --tls=false on loopback",
 ) -> TLSFiles | None:
     """The TLS options as one value; `spell` tells how one such as tls_key_path is written.
 

@@ -183,9 +183,7 @@ class Authority:
             raise SettingsError(f"{key_source} is neither an EC nor an RSA key: make another CA")
         _hash_for(key, key_source)
         if not _may_sign_certificates(certificate, cert_source):
-            raise SettingsError(
-                f"{cert_source} is not a CA certificate: it does not allow to sign others"
-            )
+            raise SettingsError(f"{cert_source} is not a CA certificate: it may not sign others")
         return cls(certificate, key)
 
     @property
@@ -345,7 +343,7 @@ def _hash_for(key: SigningKey, source: str) -> Hash:
         return _HASHES[key.curve.name]
     except KeyError as error:
         raise SettingsError(
-            f"{source} is on the curve {key.curve.name}, which TLS does not take: "
+            f"{source} is on the curve {key.curve.name}, which TLS does not accept: "
             "make a CA with P-256, P-384 or P-521"
         ) from error
 

@@ -141,7 +141,7 @@ def check_declared(plugin: str, declared: object) -> type:
     Raises `SettingsError`.
     """
     if not (isinstance(declared, type) and dataclasses.is_dataclass(declared)):
-        raise SettingsError(f"plugin {plugin}: whip_settings gave {declared!r}, no dataclass")
+        raise SettingsError(f"plugin {plugin}: whip_settings gave {declared!r}, not a dataclass")
     _readers(plugin, declared)
     return declared
 

@@ -78,7 +78,7 @@ class Plugins:
                 continue
             if not isinstance(given, list | tuple):
                 raise SettingsError(
-                    f"plugin {plugin}: whip_mitmproxy_addons gave {given!r}, no list of addons"
+                    f"plugin {plugin}: whip_mitmproxy_addons gave {given!r}, not a list of addons"
                 )
             addons += [(plugin, addon) for addon in given]
         return addons

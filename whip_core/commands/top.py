@@ -118,7 +118,7 @@ TOP_COLUMNS = (*COLUMNS[:4], _rate("to"), _rate("from"), *COLUMNS[4:])
     type=click.IntRange(min=1),
     default=None,
     show_default="until it is ended",
-    help="How often in all.",
+    help="How many times in all.",
 )
 @json_option
 @control_socket_option
