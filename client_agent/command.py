@@ -67,7 +67,7 @@ logger = logging.getLogger(__name__)
     "--drain-timeout",
     type=click.FloatRange(min=0),
     default=DRAIN_TIMEOUT,
-    help="Seconds that streams have to finish after SIGTERM; a second SIGTERM goes at once.",
+    help="Seconds that streams have to finish after SIGTERM; a second SIGTERM stops at once.",
 )
 @option(
     "--broker-count",
@@ -82,7 +82,7 @@ logger = logging.getLogger(__name__)
     multiple=True,
     separator=PLUGIN_SETTINGS,
     metavar="PLUGIN.KEY=VALUE",
-    help="A setting of a plugin's (repeatable).",
+    help="A plugin's setting (repeatable).",
 )
 @option(
     "--reverse-host",

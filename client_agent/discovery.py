@@ -9,7 +9,7 @@ Who is asked for the addresses of a name, the first that has a say:
 
 An answer is asked for again when its smallest TTL has run out. What was known stays until
 there is an answer that says otherwise: a name that does not exist, no answer, an answer
-without an address are no reason to leave a broker that works.
+without an address are not a reason to leave a broker that works.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ class Discovery:
                 "looking up %s: %s; %s",
                 self.endpoint,
                 self._trouble,
-                f"going on with {kept} known" if kept else "trying again",
+                f"continuing with {kept} known" if kept else "trying again",
             )
         elif self._failing and not failing:
             logger.info("looking up %s works again: %d found", self.endpoint, kept)

@@ -82,7 +82,7 @@ class _Doctor:
                 return
             self._check_name(settings.tls)
         if settings.egress is not None:
-            checkup.ok("egress proxy", f"{settings.egress} is used where NO_PROXY does not forbid")
+            checkup.ok("egress proxy", f"{settings.egress} is used unless NO_PROXY forbids it")
         for endpoint in settings.endpoints:
             for address in await self._find(endpoint):
                 if await self._check_control_port(endpoint, address) and self._named:
@@ -182,11 +182,12 @@ class _Doctor:
             ):
                 answer = await held.receive()
                 if not isinstance(answer, control.Registered):
-                    checkup.ok("registration", f"{address} is an old broker, and takes {name}")
+                    checkup.ok("registration", f"{address} is an old broker, and accepts {name}")
                     return
                 held.send(control.Draining("whip doctor is never picked"))
                 checkup.ok(
-                    "registration", f"{address} takes {name}; it is whip {answer.software_version}"
+                    "registration",
+                    f"{address} accepts {name}; it is whip {answer.software_version}",
                 )
                 async with self._control(endpoint, address, secrets.token_hex(8)):
                     await self._check_clock(held, address)

@@ -41,14 +41,16 @@ class EgressProxy:
             parts = urlsplit(url if "://" in url else f"http://{url}")
             port, host = parts.port, parts.hostname
         except ValueError as error:
-            raise SettingsError(f"{source} is no proxy's URL: {error}") from error
+            raise SettingsError(f"{source} is not a proxy's URL: {error}") from error
         if parts.scheme not in DEFAULT_PORTS:
             raise SettingsError(
                 f"{source} begins with {parts.scheme}://, but only http:// (CONNECT) and "
-                "socks5:// are spoken to a proxy; what goes through it is encrypted anyway"
+                "socks5:// proxies are supported; what goes through them is encrypted anyway"
             )
         if not host or parts.path.strip("/") or parts.query:
-            raise SettingsError(f"{source} is no proxy's URL: write http://user:password@host:port")
+            raise SettingsError(
+                f"{source} is not a proxy's URL: write http://user:password@host:port"
+            )
         login = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
         return cls(
             scheme=parts.scheme.removesuffix("h"),

@@ -49,7 +49,7 @@ class Endpoint:
         elif rest.lower().startswith("dns:"):
             rest = _without_dns_scheme(text, rest)
         if "/" in rest:
-            raise _wrong(text, "it is no URL: leave out the scheme and the path")
+            raise _wrong(text, "it is not a URL: leave out the scheme and the path")
         if service or rest.startswith("_"):
             return cls(_service_name(text, rest), 0, srv=True)
         host, port = _split_port(text, rest)

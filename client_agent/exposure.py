@@ -64,7 +64,7 @@ def parse_service(text: str) -> Backend:
         return _backend(text, text)
     except SettingsError as error:
         raise SettingsError(
-            f"{text[:80]!r} is no service; write 5051, 10.0.0.7:8443 or unix:/path"
+            f"{text[:80]!r} is not a service; write 5051, 10.0.0.7:8443 or unix:/path"
         ) from error
 
 

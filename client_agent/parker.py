@@ -106,7 +106,8 @@ class Parker:
             await asyncio.sleep(self._backoff.next_delay())
         finally:
             self._opening -= 1
-        # The broker may have closed one that is too many, whose fewer it tells on another way.
+        # The broker may have closed a surplus connection; its lower target reaches us on the
+        # control stream, not here.
         self._refill()
 
     async def _open(self) -> None:
@@ -117,7 +118,7 @@ class Parker:
                 self._unproven.add(connection)
         except WhipError as error:
             if not self._failing:
-                logger.warning("cannot park a connection (trying on): %s", error)
+                logger.warning("cannot park a connection (will keep trying): %s", error)
             self._failing = True
             await asyncio.sleep(self._backoff.next_delay())
         finally:

@@ -41,12 +41,12 @@ class Reach:
     def refusal(self, host: str, port: int) -> str | None:
         """Why there will be no connection to `host:port`; None if there may be one."""
         if not host or not 1 <= port <= 65535:
-            return f"{host_port(host, port)} is no place to connect to"
+            return f"{host_port(host, port)} is not a place to connect to"
         if self.is_own(host):
             return None
         if _is_local(host) and not self._is_local:
             return (
-                f"{host} is this very machine or link, where the broker is not; "
+                f"{host} is a loopback or link-local address, and the broker is elsewhere; "
                 "is its --whip-external-tcp-address right?"
             )
         if self._told is None:
@@ -72,7 +72,7 @@ class Reach:
         parent = _normal(host).partition(".")[2]
         if _address(host) is None and "." in parent and parent in parents:
             return None
-        return f"{host} is no sibling of this broker; --reverse-host={host} would allow it"
+        return f"{host} is not a sibling of this broker; --reverse-host={host} would allow it"
 
 
 def _matches(pattern: str, host: str) -> bool:

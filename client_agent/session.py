@@ -259,7 +259,7 @@ class BrokerSession:
                 self._end_visit(berth)
 
     def _end_visit(self, berth: Berth) -> None:
-        """It is asked for again by who still wants it."""
+        """Whoever still wants the connections asks again."""
         if self._visits.get(berth.introduction.session_id) is berth:
             del self._visits[berth.introduction.session_id]
             berth.parker.close()

@@ -40,8 +40,8 @@ REFUSALS = frozenset(
 
 UNTRUSTED = "its certificate is not from a CA in --tls-ca-cert-path"
 CAUSES = {
-    "Hostname Verification": "its certificate does not prove the name {name}, but others",
-    "Peer name": "its certificate does not prove the name {name}, but others",
+    "Hostname Verification": "its certificate is for other names, not for {name}",
+    "Peer name": "its certificate is for other names, not for {name}",
     "CERTIFICATE_VERIFY_FAILED: unable to get": UNTRUSTED,
     # From a broker that shows its CA's certificate besides, as OpenSSL does where it has it.
     "CERTIFICATE_VERIFY_FAILED: self signed certificate in": UNTRUSTED,
@@ -185,7 +185,7 @@ class Worker:
             if self.live is before:
                 renewal.failed(time.time())
                 self._renewal = renewal
-                logger.warning("the session could not be renewed (trying on): %s", trouble)
+                logger.warning("the session could not be renewed (will keep trying): %s", trouble)
         return trouble
 
     async def _session(self, before: BrokerSession | None = None) -> str:
@@ -307,14 +307,14 @@ class Worker:
         if closed.status in REFUSALS:
             return f"the broker at {self.address} refused the registration: {closed}"
         if closed.status == "UNIMPLEMENTED":
-            return f"what listens at {self.address} is no whip broker"
+            return f"what listens at {self.address} is not a whip broker"
         if closed.status == "OK":
             return f"the broker at {self.address} closed the control stream"
         _, failed_to_connect, details = str(closed).rpartition("last error: ")
         if not failed_to_connect:
             cause = next((LOSSES[part] for part in LOSSES if part in details), details)
-            return f"lost the broker at {self.address} (trying on): {cause}"
-        return f"no broker at {self.address} (trying on): {self._cause(details)}"
+            return f"lost the broker at {self.address} (will keep trying): {cause}"
+        return f"no broker at {self.address} (will keep trying): {self._cause(details)}"
 
     def _cause(self, details: str) -> str:
         """gRPC's words, or the plain ones for what they say."""

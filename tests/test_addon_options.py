@@ -113,8 +113,11 @@ def test_metrics_are_at_their_default_address_elsewhere_or_nowhere() -> None:
         ),
         ({"whip_external_tcp_address": "localhost:1"}, "{whip_external_tcp_address}: 'localhost:1"),
         ({"whip_external_tcp_address": "\udcff"}, "{whip_external_tcp_address}: '\\udcff' is not"),
-        ({"whip_external_tcp_address": "0.0.0.0"}, "{whip_external_tcp_address}: 0.0.0.0 is no"),
-        ({"whip_external_tcp_address": "[::]"}, "{whip_external_tcp_address}: :: is no address"),
+        ({"whip_external_tcp_address": "0.0.0.0"}, "{whip_external_tcp_address}: 0.0.0.0 is not"),
+        (
+            {"whip_external_tcp_address": "[::]"},
+            "{whip_external_tcp_address}: :: is not an address",
+        ),
         ({"whip_tls": True}, "TLS is on, so give {whip_tls_key_path}, {whip_tls_cert_path}"),
         (
             {"whip_tls": True, "whip_tls_key_path": "k", "whip_tls_cert_path": "c"},

@@ -100,7 +100,7 @@ def _fails(request: LocalRequest) -> None:
         (lambda request: "5051", "plugin Local: whip_open_local gave '5051', and not what"),
         (
             lambda request: request.redirect("nowhere:http"),
-            "plugin Local: whip_open_local: 'nowhere:http' is no service",
+            "plugin Local: whip_open_local: 'nowhere:http' is not a service",
         ),
     ],
 )

@@ -176,9 +176,9 @@ def test_forward_and_a_program_share_a_broker(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (("broker",), "give --dial-listen"),
-        (("broker", "--dial-listen=nowhere"), "'nowhere' is no dial socket"),
+        (("broker", "--dial-listen=nowhere"), "'nowhere' is not a dial socket"),
         (("broker", "--dial-listen=/a", "--dial-allow=a b"), "'a b' is not a host name"),
-        (("forward", "--broker=nowhere", "1:a.b:1"), "'nowhere' is no dial socket"),
+        (("forward", "--broker=nowhere", "1:a.b:1"), "'nowhere' is not a dial socket"),
         (("forward", "--broker=/a", "--picker=x", "1:a.b:1"), "--picker is for a broker"),
         (("proxy", "--broker=/a", "--plugin=x"), "--plugin is for a broker"),
         (("proxy", "--broker=a.b:1", "--tls=true"), "TLS is on, so give --tls-key-path"),

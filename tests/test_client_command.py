@@ -79,7 +79,7 @@ def refusal(*arguments: str) -> str:
         ([*PLAIN, *NAMED, "--hostname=two words", ENDPOINT], "--hostname and --domain: "),
         ([*PLAIN, *NAMED, "--domain=-", ENDPOINT], "--hostname and --domain: "),
         ([*PLAIN, *NAMED, "--label=zone", ENDPOINT], "--label 'zone' is not KEY=VALUE"),
-        ([*PLAIN, *NAMED, "https://localhost"], "is not an endpoint (it is no URL"),
+        ([*PLAIN, *NAMED, "https://localhost"], "is not an endpoint (it is not a URL"),
         ([*PLAIN, *NAMED, ENDPOINT, "localhost:http"], "'http' is not a port"),
         ([*PLAIN, *NAMED, "192.0.2.1"], "refusing to connect to 192.0.2.1 without TLS"),
         ([*NAMED, "--tls=false", "--metrics-listen=nowhere", ENDPOINT], "is not HOST:PORT"),

@@ -62,9 +62,9 @@ def test_replay_across_shows_a_table_and_a_flow_its_facts(tmp_path: Path) -> Non
             await it.screen.displays(
                 *("instance           status  octets  answer", f"{ONE}  200     9       same"),
                 *(f"{TWO}  200     9       same", f"{THREE}  200     9       differs"),
-                *("header x-version: 2, of the others (none)", "-version 1", "+version 2"),
+                *("header x-version: 2, others (none)", "-version 1", "+version 2"),
             )
-            await it.screen.shows(f"3 answers, of another kind: {THREE}")
+            await it.screen.shows(f"3 answers; differing: {THREE}")
             it.screen.type("q")
             await it.screen.displays("Flows", "[1/4]", without="differs")
             it.screen.press("enter")

@@ -163,7 +163,7 @@ def test_an_agent_may_say_a_few_things_before_it_is_let_in_and_no_more() -> None
                 await chatty.write(encode_agent_message(control.Draining("and again")))
             assert await chatty.code() is grpc.StatusCode.INVALID_ARGUMENT
             [refused] = watch.refused
-            assert refused.text == "it says too much before it is registered"
+            assert refused.text == "it sent too much before it was registered"
             gate.open.set()
             await until(lambda: [agent.draining for agent in broker.agents] == [True])
 

@@ -230,7 +230,7 @@ def test_what_is_wrong_with_a_socket_is_told_in_one_line(tmp_path: Path, login: 
         assert "no broker listens at" in failure(tmp_path / "stale.sock")
         other = tmp_path / "other.sock"
         async with await asyncio.start_unix_server(hangs_up, other):
-            assert "is no broker" in await asyncio.to_thread(failure, other)
+            assert "is not a broker's control socket" in await asyncio.to_thread(failure, other)
 
     run(main())
 

@@ -110,7 +110,7 @@ def test_new_files_are_loaded_and_broken_ones_are_refused_and_told_once(
             held.check()
         assert held.server_context() is second
         [line] = [record.getMessage() for record in caplog.records]
-        assert "the new TLS files are not used, the old ones stay" in line
+        assert "not using the new TLS files, keeping the old ones" in line
         assert spoil in line
     mounted.swap(one.server_files())
     held.check()

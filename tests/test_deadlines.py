@@ -1,4 +1,4 @@
-"""Many deadlines on one timer: who is late is told, who was dropped is not."""
+"""Many deadlines on one timer: what is late is told, what was dropped is not."""
 
 from __future__ import annotations
 

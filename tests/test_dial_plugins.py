@@ -110,7 +110,7 @@ def test_a_plugin_that_fails_fails_the_dial_as_a_dial_fails(hook: str) -> None:
     ("hook", "answer", "says"),
     [
         ("whip_pick", "instance1", "whip_pick gave instance1, which was not a candidate"),
-        ("whip_resolve", "testdom", "whip_resolve gave 'testdom', which is no Target"),
+        ("whip_resolve", "testdom", "whip_resolve gave 'testdom', which is not a Target"),
         ("whip_resolve", Target("a b", 80), "whip_resolve: 'a b' is not a host name"),
     ],
 )

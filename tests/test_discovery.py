@@ -368,7 +368,7 @@ def test_a_failure_is_logged_when_it_begins_and_when_it_is_over(
     begun, over = (record for record in caplog.records if record.name == discovery_module.__name__)
     assert begun.levelno == logging.WARNING
     assert "SERVFAIL" in begun.getMessage()
-    assert "going on with 1 known" in begun.getMessage()
+    assert "continuing with 1 known" in begun.getMessage()
     assert over.levelno == logging.INFO
     assert "looking up broker.test:50051 works again: 1 found" in over.getMessage()
 

@@ -159,20 +159,20 @@ def test_what_is_wrong_with_ports_and_names_is_said(ca: Authority) -> None:
             )
         async with Broker(broker_settings(tls=ca.server_files(["other.example"]))) as here:
             _, found = await doctor("client", f"localhost:{here.control_port}", *name)
-            assert "does not prove localhost" in problem(found, "control port")
+            assert "is not for localhost" in problem(found, "control port")
         async with Broker(broker_settings()) as here:
             _, found = await doctor("client", f"localhost:{here.control_port}", *name)
             assert "does not speak TLS" in problem(found, "control port")
         stranger = Authority(ca.folder / "stranger")
         async with broker(stranger) as here:
             _, found = await doctor("client", f"localhost:{here.control_port}", *name)
-            assert "its certificate is not believed" in problem(found, "control port")
+            assert "its certificate is not trusted" in problem(found, "control port")
         mixed = stranger.client_files("a.testdom")
         ours = ("--hostname=a", "--domain=testdom")
         async with broker(ca) as here:
             wrong = flags(TLSFiles.of(mixed.key, mixed.cert, ca.ca_cert))
             _, found = await doctor("client", f"localhost:{here.control_port}", *ours, *wrong)
-            assert "does not take our certificate" in problem(found, "control port")
+            assert "does not accept our certificate" in problem(found, "control port")
 
     run(main())
 
@@ -202,7 +202,7 @@ def test_a_broker_that_could_start_and_one_that_runs_are_well(ca: Authority) -> 
             status, found = await doctor("forward", *options)
         assert status == 0, found
         for check in ("control port", "reverse port"):
-            assert "is reached, and proves its name" in found[check][0]["text"]
+            assert "is reachable, and proves its name" in found[check][0]["text"]
 
     run(main())
 
@@ -251,7 +251,7 @@ def test_a_broker_alone_is_looked_at_with_its_dial_sockets(ca: Authority, tmp_pa
         assert status == 0, found
         assert [each["text"].partition(" ")[2] for each in found["dial socket"]] == [
             "lets us dial as this user, whose word is taken; agents there: 0",
-            f"port {dials} is reached, and proves its name over TLSv1.3",
+            f"port {dials} is reachable, and proves its name over TLSv1.3",
         ]
 
     run(main())

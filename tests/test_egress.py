@@ -54,9 +54,9 @@ def test_a_url_is_read(url: str, scheme: str, host: str, port: int, login: Any) 
     ("url", "why"),
     [
         ("https://proxy", "only http:// .* and socks5://"),
-        ("http://:secret@:80", "is no proxy's URL"),
-        ("http://user:secret@proxy:port", "is no proxy's URL"),
-        ("http://user:secret@proxy/path", "is no proxy's URL"),
+        ("http://:secret@:80", "is not a proxy's URL"),
+        ("http://user:secret@proxy:port", "is not a proxy's URL"),
+        ("http://user:secret@proxy/path", "is not a proxy's URL"),
     ],
 )
 def test_what_is_no_proxy_is_told_without_its_password(url: str, why: str) -> None:

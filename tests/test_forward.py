@@ -204,7 +204,7 @@ def test_a_stale_socket_is_replaced_and_a_live_one_or_a_file_is_not(tmp_path: Pa
     ("arguments", "told"),
     [
         ((), "Missing argument"),
-        (("80:a.b",), "is no forward"),
+        (("80:a.b",), "is not a forward"),
         (("15432:a.b:80",), "--whip-external-tcp-address"),
         (("15432:a.b:80", "--whip-external-tcp-address=localhost"), "--tls-key-path"),
         (("15432:a.b:80", *PLAIN, "--picker=best"), "no picker 'best'"),

@@ -35,9 +35,9 @@ def test_what_is_right_is_given_back(read: Callable[[Any, str], object], value: 
 @pytest.mark.parametrize(
     ("read", "value", "why"),
     [
-        (text, None, "it is not text"),
-        (text, 1, "it is not text"),
-        (line, ["a"], "it is not text"),
+        (text, None, "it is not a string"),
+        (text, 1, "it is not a string"),
+        (line, ["a"], "it is not a string"),
         (line, "a\nb", "it is not printable text"),
         (line, "\ud800", "it is not printable text"),
         (mapping, [], "it is not a JSON object"),

@@ -1,4 +1,4 @@
-"""`kill -9` in the middle of a transfer: who is left sees an error, never an end."""
+"""`kill -9` in the middle of a transfer: whoever is left sees an error, never an end."""
 
 from __future__ import annotations
 

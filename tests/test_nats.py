@@ -63,7 +63,7 @@ def test_over_tls_with_client_certificates_and_a_password() -> None:
             nats.settings = replace(nats.settings, url=url.replace("secret", "wrong"))
             with Log() as log:
                 async with joined(nats, 1):
-                    assert log.having("no way into NATS at localhost")
+                    assert log.having("cannot connect to NATS at localhost")
                     assert log.having("Authorization Violation")
                     assert not log.having("wrong")
 
@@ -80,7 +80,7 @@ def test_a_broker_starts_without_nats_and_joins_when_it_comes() -> None:
                     joined(nats, 2) as (holder, other),
                     running(agent_settings(holder.control_port, ports=f"80={port}")),
                 ):
-                    assert log.having("no way into NATS at nats://127.0.0.1"), log.lines
+                    assert log.having("cannot connect to NATS at nats://127.0.0.1"), log.lines
                     assert await reached(holder)
                     await nats.up()
                     assert await reached(other)
@@ -139,7 +139,9 @@ def test_an_error_that_nats_sends_is_not_the_end(monkeypatch: pytest.MonkeyPatch
                 await fabric.open(answer)
                 fabric.hold("agent.instance1.testdom", shared=False)
                 await held_again.wait()
-                assert log.having("NATS is lost (trying on): nats: user authentication expired")
+                assert log.having(
+                    "NATS is lost (will keep trying): nats: user authentication expired"
+                )
                 await log.until("NATS is back")
                 await fabric.close()
 

@@ -61,7 +61,7 @@ def test_as_a_plugin_it_picks_as_its_picker_does() -> None:
         ("testdom=", f"there is no picker ''; choose one of {ALL}"),
         ("random,sticky", "'random,sticky' has two pickers for every domain; give one"),
         ("a=random,A.=sticky", "'a=random,A.=sticky' has two pickers for a; give one"),
-        ("random:header=x", "the picker random takes nothing behind its name; write random"),
+        ("random:header=x", "the picker random takes nothing after its name; write random"),
         ("sticky:", "'sticky:': sticky goes by caller, header or cookie; write sticky, "),
         ("sticky:header=", "write sticky, sticky:header=NAME or sticky:cookie=NAME"),
         ("sticky:path=x", "write sticky, sticky:header=NAME or sticky:cookie=NAME"),
@@ -95,7 +95,7 @@ def test_a_command_takes_the_option_more_than_once_or_with_commas(
 ) -> None:
     status, said = run(*arguments)
     assert status == 2
-    assert said.endswith(f"Error: --picker: there is no picker 'best'; choose one of {ALL}\n")
+    assert f"Error: --picker: there is no picker 'best'; choose one of {ALL} (see: " in said
 
 
 def test_the_environment_is_the_same_as_the_option() -> None:

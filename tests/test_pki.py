@@ -499,7 +499,7 @@ def self_signed(
         (ec.generate_private_key(ec.SECP256K1()), "is on the curve secp256k1"),
         (ed25519.Ed25519PrivateKey.generate(), "is neither an EC nor an RSA key"),
         (rsa.generate_private_key(65537, 1024), "is RSA with 1024 bits"),
-        (ec.generate_private_key(ec.SECP256R1()), "does not allow to sign others"),
+        (ec.generate_private_key(ec.SECP256R1()), "may not sign others"),
     ],
     ids=["curve", "Ed25519", "short RSA", "no basic constraints"],
 )

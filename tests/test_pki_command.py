@@ -227,7 +227,7 @@ def test_only_a_broker_that_relays_gets_a_certificate_for_a_client_too(
 
 def test_a_wildcard_that_no_tls_client_takes_gets_a_note(ca: Path) -> None:
     result = succeed("createandsign", "server", "--dns-names", "*.testdom,*.a.testdom")
-    assert result.stderr == "note: TLS clients take no wildcard as wide as *.testdom\n"
+    assert result.stderr == "note: TLS clients accept no wildcard as wide as *.testdom\n"
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_an_existing_file_is_kept_and_nothing_is_written(
     arguments, *names = MAKE[kind]
     (folder / names[which]).write_bytes(b"precious")
     before = snapshot(folder)
-    fail(1, f"{names[which]} exists: choose another path, or say --force", *arguments)
+    fail(1, f"{names[which]} exists: choose another path, or give --force", *arguments)
     assert snapshot(folder) == before
 
 
@@ -309,7 +309,7 @@ def test_force_replaces_both_files(folder: Path, kind: str) -> None:
 def test_a_link_is_in_the_way_even_if_it_leads_nowhere(folder: Path) -> None:
     (folder / "ca-key.pem").symlink_to("elsewhere")
     fail(1, "ca-key.pem exists", "genselfsignedca")
-    fail(1, "ca-key.pem is a link or no regular file", "genselfsignedca", "--force")
+    fail(1, "ca-key.pem is a link or not a regular file", "genselfsignedca", "--force")
     assert snapshot(folder) == {}
 
 

@@ -129,13 +129,13 @@ def test_a_plugin_that_was_refused_has_left_nothing_behind() -> None:
 
 def test_one_plugin_is_not_registered_twice_and_no_two_are_loaded_under_one_name() -> None:
     one, two = (plugin("mine", whip_pick=lambda: None) for _ in range(2))
-    with pytest.raises(SettingsError, match="plugin mine is there twice: object mine, and object"):
+    with pytest.raises(SettingsError, match="plugin mine is loaded twice: object mine, and object"):
         host(one, one)
     loaded = NamedPlugin(two, "mine", Origin("entry point", "a.b", "some-package", "1.2"))
     with pytest.raises(SettingsError) as raised:
         host(one, loaded)
     assert str(raised.value) == (
-        "plugin mine is there twice: object mine, and some-package 1.2 (entry point a.b)"
+        "plugin mine is loaded twice: object mine, and some-package 1.2 (entry point a.b)"
     )
 
 
@@ -175,7 +175,7 @@ def test_what_raises_or_gives_a_coroutine_is_known_by_its_name() -> None:
     with pytest.raises(PluginFailed) as raised:
         host(plugin("mine", whip_resolve=fails)).first_result("whip_resolve", "x", None)
     assert str(raised.value) == "plugin mine: whip_resolve failed: ZeroDivisionError('x')"
-    with pytest.raises(PluginFailed, match="plugin mine: whip_resolve gave something to await"):
+    with pytest.raises(PluginFailed, match="plugin mine: whip_resolve returned an awaitable"):
         host(plugin("mine", whip_resolve=lambda: later())).first_result("whip_resolve")
 
 
@@ -239,7 +239,7 @@ def test_one_of_many_is_asked_with_the_same_care(
     with caplog.at_level(logging.WARNING):
         assert found.answer(slow, "x", [], None) == "x"
     assert "plugin slow: whip_pick took 250 ms" in caplog.text
-    with pytest.raises(PluginFailed, match="plugin late: whip_pick gave something to await"):
+    with pytest.raises(PluginFailed, match="plugin late: whip_pick returned an awaitable"):
         found.answer(late, "x", [], None)
 
 
@@ -272,7 +272,8 @@ def test_a_slow_hook_is_named_with_its_time_and_not_again_for_a_while(
         for _ in range(3):
             found.notify("whip_agent_left", None, "0.25")
         assert warnings() == [
-            "plugin slow: whip_agent_left took 250 ms, and everything waited (said once in 60 s)"
+            "plugin slow: whip_agent_left took 250 ms and blocked everything else "
+            "(logged at most once in 60 s)"
         ]
         clock.now += SLOW_AGAIN
         found.notify("whip_agent_left", None, "0.25")

@@ -145,7 +145,7 @@ class Unreadable:
 @pytest.mark.parametrize(
     ("declared", "says"),
     [
-        (None, "plugin canary: whip_settings gave None, no dataclass"),
+        (None, "plugin canary: whip_settings gave None, not a dataclass"),
         (Needy("x"), "plugin canary: whip_settings gave Needy"),
         (
             Unreadable,

@@ -218,7 +218,7 @@ def test_a_plugin_brings_a_command(packages: Install) -> None:
     [
         ("import not_there_at_all", "No module named 'not_there_at_all'"),
         ("1 / 0", "division by zero"),
-        ("hello = 1", "hello_command:hello is no click command"),
+        ("hello = 1", "hello_command:hello is not a click command"),
         ("", "module 'hello_command' has no attribute 'hello'"),
     ],
 )

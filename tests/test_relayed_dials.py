@@ -343,7 +343,10 @@ async def given_pass(kind: Local, holder: Broker, other: Broker) -> dict[str, An
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
-    [("certificate", "from who has no broker's certificate"), ("secret", "with a wrong secret")],
+    [
+        ("certificate", "a peer without a broker's certificate"),
+        ("secret", "with a wrong secret"),
+    ],
 )
 def test_a_pass_is_for_one_broker_with_its_secret_once(wrong: str, said: str) -> None:
     async def main() -> None:

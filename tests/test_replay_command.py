@@ -194,7 +194,7 @@ def test_the_metrics_port_is_no_proxy(tmp_path: Path) -> None:
                 replayed(None, f"--proxy={address}", file, "testdom") as (status, process),
             ):
                 assert (status, len(process.lines)) == (1, 1), str(process)
-                assert "is no `whip proxy`" in process.lines[0]
+                assert "is not a `whip proxy`" in process.lines[0]
 
     run(main())
 
@@ -215,7 +215,7 @@ def test_without_a_proxy_or_with_another_one_it_says_so(tmp_path: Path) -> None:
         async with proxy(None, Answers()) as p:
             arguments = (f"--proxy=http://me:secret@127.0.0.1:{p.port}", file, "d")
             async with replayed(None, *arguments) as (status, process):
-                assert (status, "is no `whip proxy`" in process.lines[-1]) == (1, True)
+                assert (status, "is not a `whip proxy`" in process.lines[-1]) == (1, True)
 
     run(main())
 

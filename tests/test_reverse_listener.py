@@ -1,4 +1,4 @@
-"""The reverse listener: who has said who they are gets in, and nobody delays another."""
+"""The reverse listener: a peer that has identified itself gets in, and nobody delays another."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 @pytest.mark.parametrize(
     ("said", "reason"),
     [
-        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "this is no whip agent: the first byte is 47"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "this is not a whip agent: the first byte is 47"),
         (b"{" + b"x" * 10_000, "a preamble of over 4096 bytes"),
         (b"{}}", "refused at the door"),
         (encode(OURS), "refused at the door"),
@@ -218,7 +218,7 @@ def test_a_peer_that_does_not_come_to_the_point_is_refused_at_its_deadline(
             peer = await call(port, client_tls() if tls else None)
             peer.transport.write(said)
             await peer.until_lost()
-            check_told(peer, said, "said nothing useful for 0.05 s")
+            check_told(peer, said, "did not identify itself within 0.05 s")
             assert len(warnings()) == 1
             assert door.arrivals == []
 

@@ -73,7 +73,7 @@ def test_a_stream_that_was_closed_is_cut_if_its_rest_is_not_taken_within_the_bou
             if then == "stalls":
                 carrier = writer.transport._carrier  # type: ignore[attr-defined]
                 await until(lambda: carrier.lost)
-                may_read.set()  # what it finds then is no whole
+                may_read.set()  # what it finds then is not a whole
             await until(lambda: bool(got))
             [closed] = [each for each in watch.closed if each.port == 80]
             if then == "stalls":

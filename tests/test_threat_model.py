@@ -17,4 +17,4 @@ def test_every_threat_has_tests_and_each_of_them_exists() -> None:
         shown = re.findall(r"`(test_\w+)`", row.rstrip("| ").rpartition(" | ")[2])
         assert shown, f"no test shows: {row}"
         for name in shown:
-            assert (TESTS / f"{name}.py").is_file(), f"{name} is no file of tests: {row}"
+            assert (TESTS / f"{name}.py").is_file(), f"{name} is not a file of tests: {row}"

@@ -33,7 +33,7 @@ def test_it_redraws_sorts_by_key_and_leaves_the_terminal_as_it_was(tmp_path: Pat
             at = await screen.shows("a.testdom")
             at = await screen.shows("zone=eu", after=at)
             assert "2 agents in 1 domains" in screen.seen
-            screen.type("n")  # again by name, so the other way round
+            screen.type("n")  # again by name, so in reverse
             at = await screen.shows("sorted by -name", after=at)
             broker.kick("a.testdom")
             at = await screen.shows("1 agents in 1 domains", after=at)
@@ -77,7 +77,7 @@ def test_a_broker_that_goes_is_told_and_found_again(tmp_path: Path) -> None:
             async with operating(broker, listening):
                 screen = await (opened := terminal("whip", *command)).__aenter__()
                 at = await screen.shows("0 agents in 0 domains")
-            at = await screen.shows("looking again", after=at)
+            at = await screen.shows("retrying", after=at)
             async with operating(broker, listening):
                 await screen.shows("0 agents in 0 domains", after=at)
             await opened.__aexit__(None, None, None)

@@ -36,7 +36,7 @@ class Across:
     async def replay(
         self, flow: HTTPFlow, instances: Sequence[str], ignored: Collection[str]
     ) -> Comparison:
-        """Never raises; who has not answered in time is a reply that says so."""
+        """Never raises; an instance that has not answered in time is a reply that says so."""
         copies = {instance: _copy_to(instance, flow) for instance in instances}
         loop = asyncio.get_running_loop()
         ends = {copy.id: loop.create_future() for copy in copies.values()}

@@ -63,7 +63,7 @@ class Ambiguous:
             if self._is_ours(name) and not self._are_together(name, request.host):
                 return (
                     f"the request is for {printable(request.host, TOLD)}, "
-                    f"and names {printable(name, TOLD)} besides"
+                    f"and also names {printable(name, TOLD)}"
                 )
         return None
 

@@ -41,7 +41,7 @@ class Untouched(click.Command):
 
 
 class PassesOn(click.Command):
-    """A command that leaves what stands after `--` to mitmproxy."""
+    """A command that leaves what follows `--` to mitmproxy."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         end = args.index("--") if "--" in args else len(args)
@@ -75,7 +75,7 @@ def addon_path() -> None:
     click.echo(ADDON)
 
 
-@click.command(cls=PassesOn, epilog="What stands after -- goes to mitmproxy.")
+@click.command(cls=PassesOn, epilog="What follows -- goes to mitmproxy.")
 @common_options(metrics_listen=broker_options.METRICS_LISTEN)
 @option("--proxy-listen-host", default="127.0.0.1", help="Where the proxy listens.")
 @option(
@@ -236,7 +236,7 @@ def _check_terminal(tool: str, arguments: Sequence[str]) -> None:
 
 def _run(tool: str, arguments: list[str]) -> None:
     main = _mitmproxy_tools()
-    # mitmproxy names itself by this, and looks there for options of old.
+    # mitmproxy names itself by this, and looks there for options that are gone.
     sys.argv = [tool, *arguments]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # its log, which somebody may follow

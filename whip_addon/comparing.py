@@ -136,13 +136,12 @@ def _comparable(body: bytes) -> str | bytes:
 
 def _differences(reply: Reply, reference: Reply, left_out: Collection[str]) -> Any:
     if reply.status != reference.status:
-        yield f"status {reply.status}, of the others {reference.status}"
+        yield f"status {reply.status}, others {reference.status}"
     ours, theirs = _headers(reply, left_out), _headers(reference, left_out)
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
             yield _short(
-                f"header {name}: {ours.get(name, '(none)')}, "
-                f"of the others {theirs.get(name, '(none)')}"
+                f"header {name}: {ours.get(name, '(none)')}, others {theirs.get(name, '(none)')}"
             )
     yield from _body_differences(reply.body, reference.body)
 
@@ -152,7 +151,7 @@ def _body_differences(body: bytes, reference: bytes) -> Any:
     if ours == theirs:
         return
     if isinstance(ours, bytes) or isinstance(theirs, bytes):
-        yield f"body {_digest(body)}, of the others {_digest(reference)}"
+        yield f"body {_digest(body)}, others {_digest(reference)}"
         return
     lines = list(
         difflib.unified_diff(
@@ -162,7 +161,7 @@ def _body_differences(body: bytes, reference: bytes) -> Any:
     yield "body:"
     yield from map(_short, lines[:MAX_DIFF_LINES])
     if len(lines) > MAX_DIFF_LINES:
-        yield f"... and {len(lines) - MAX_DIFF_LINES} lines more"
+        yield f"... and {len(lines) - MAX_DIFF_LINES} more lines"
 
 
 def _digest(body: bytes) -> str:

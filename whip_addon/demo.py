@@ -61,7 +61,7 @@ class _UnixHTTPServer(ThreadingMixIn, UnixStreamServer):
 
 
 @click.command()
-@option("--keep", type=bool, default=False, help="Go on running at the end, until Ctrl-C.")
+@option("--keep", type=bool, default=False, help="Keep running at the end, until Ctrl-C.")
 @log_level_option
 def demo(keep: bool) -> None:
     """See a request reach a service that has no way in."""

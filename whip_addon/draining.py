@@ -1,4 +1,4 @@
-"""The proxy's slow end: it takes no more clients, and those that it has finish what runs.
+"""The proxy's graceful shutdown: it takes no more clients, and those that it has finish what runs.
 
 From its beginning each HTTP/1 response tells its client that the connection ends with it,
 and clients that are idle are hung up on; so they come back somewhere else, and no request

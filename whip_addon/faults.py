@@ -51,7 +51,7 @@ class Fault:
         if kind == "status" and re.fullmatch("5[0-9][0-9]", amount):
             return cls(kind, int(amount))
         raise SettingsError(
-            f"{text!r} is no fault: delay=SECONDS (to {MAX_DELAY:g}), throttle=OCTETS (a "
+            f"{text!r} is not a fault: delay=SECONDS (to {MAX_DELAY:g}), throttle=OCTETS (a "
             f"second, to 1024m), reset, status=5xx, or {OFF}"
         )
 

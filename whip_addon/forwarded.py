@@ -1,5 +1,5 @@
 """X-Forwarded-For: a service behind a tunnel sees its agent connect, so the header tells it
-whose request this is. Elsewhere (fallback) the header is extended, but not made up."""
+whose request this is. Elsewhere (fallback) the header is extended, but not added."""
 
 from __future__ import annotations
 

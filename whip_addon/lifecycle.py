@@ -373,7 +373,7 @@ class WhipAddon:
 
 
 def _repeat_on_stderr() -> None:
-    """mitmdump's log is its output, and of what ends its start its errors say only that."""
+    """mitmdump logs to stdout; when a start fails, its stderr says only that it failed, not why."""
     check = ctx.master.addons.get("errorcheck")
     if check is not None and not (sys.stdout is not None and sys.stdout.isatty()):
         check.repeat_errors_on_stderr = True

@@ -129,18 +129,18 @@ class Prompt:
 
     @command.command("whip.pick")
     def pick(self, name: Name, instance: Name = Name("")) -> None:  # noqa: B008
-        """Let requests for a name go to one instance; without one, to whom is picked again."""
+        """Send all requests for a name to one instance; without an instance, end that."""
         if instance:
             found = self._instance(instance)
             members = self._members(name)
             if found not in [member.full for member in members]:
-                raise CommandError(f"{found} is no instance of {name}")
+                raise CommandError(f"{found} is not an instance of {name}")
             self._pins.pin(name, found)
             _alert(f"{name} goes to {found} now; `whip.pick {name}` ends that")
         elif self._unpin(name):
-            _alert(f"{name} goes to whom the picker picks again")
+            _alert(f"{name} is no longer pinned: the picker chooses again")
         else:
-            raise CommandError(f"{name} was not given to an instance; say to which")
+            raise CommandError(f"{name} is not pinned; say to which instance")
 
     @command.command("whip.kick")
     def kick(self, instance: Name) -> None:
@@ -172,7 +172,7 @@ class Prompt:
 
     @command.command("whip.replay.across")
     def replay_across(self, flow: flow.Flow, domain: Name, *ignored_headers: str) -> None:
-        """Send a flow's request to every instance of a domain; shows who answers otherwise."""
+        """Send a flow's request to every instance of a domain; shows which answers differ."""
         if not isinstance(flow, HTTPFlow):
             raise CommandError("only HTTP requests can be replayed")
         if why := why_not_replayed(flow):
@@ -188,13 +188,13 @@ class Prompt:
     ) -> None:
         comparison = await self._across.replay(flow, instances, ignored)
         request = flow.request
-        differing = ", ".join(comparison.differences) or "nobody"
+        differing = ", ".join(comparison.differences) or "none"
         unreached = comparison.unreached
         missing = f"; not reached: {', '.join(unreached)}" if unreached else ""
         table = comparison.text()
         logger.info("%s %s across %s:\n%s", request.method, request.path, domain, table)
         count = len(instances) - len(unreached)
-        _alert(f"across {domain}: {count} answers, of another kind: {differing}{missing}")
+        _alert(f"across {domain}: {count} answers; differing: {differing}{missing}")
         show_lines(table.splitlines())  # mitmdump and mitmweb have it in their logs
 
     # What the arguments mean
@@ -202,7 +202,7 @@ class Prompt:
     def _agents(self) -> list[AgentView]:
         broker = self._broker()
         if broker is None:
-            raise CommandError("the broker does not run")
+            raise CommandError("the broker is not running")
         return sorted(broker.agents, key=lambda agent: agent.name.full)
 
     def _instance(self, name: str) -> str:

@@ -161,9 +161,9 @@ def _instances_of(domain: str, proxy: Proxy) -> list[str]:
             f"{where} answers {answer.status_code} to {url}: {(answer.text or '').strip()[:200]}"
         )
     if answered_by(answer, question) != HOST:
-        # The metrics port serves the same page, and is no way to the instances.
+        # The metrics port serves the same page, but leads to no instance.
         raise Failure(
-            f"{where} is no `whip proxy`: say with --proxy where one "
+            f"{where} is not a `whip proxy`: say with --proxy where one "
             "listens (its --proxy-listen-port)"
         )
     try:
@@ -172,7 +172,7 @@ def _instances_of(domain: str, proxy: Proxy) -> list[str]:
     except UnknownName as error:
         raise Failure(str(error)) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise Failure(f"{where} is no `whip proxy`: {error}") from error
+        raise Failure(f"{where} is not a `whip proxy`: {error}") from error
 
 
 def _name_of(agent: dict[str, Any]) -> AgentName:

@@ -37,7 +37,7 @@ PASSWORD_VARIABLE = "WHIP_PROXY_PASSWORD"  # noqa: S105  # its name
 OPTIONS: tuple[Option, ...] = (
     *BROKER_OPTIONS,
     REMOTE,
-    setting("--fallback", bool, False, "Let hosts that are not whip's out directly."),
+    setting("--fallback", bool, False, "Connect directly to hosts that are not whip's."),
     setting("--passthrough", TEXTS, [],
             "A host (*.db.testdom) or host:port whose tunnelled connections are relayed, "
             "not inspected (repeatable).", "PATTERN"),
@@ -52,7 +52,7 @@ OPTIONS: tuple[Option, ...] = (
             "The environment variable that holds the password."),
     setting("--proxy-auth-password-path", OPTIONAL_TEXT, None,
             "The file that holds the password."),
-    setting("--proxy-tls", bool, False, "Let the proxy be reached over TLS, and in no other way."),
+    setting("--proxy-tls", bool, False, "Serve the proxy over TLS only."),
     setting("--proxy-tls-key-path", OPTIONAL_TEXT, None, "The proxy's private key (PEM)."),
     setting("--proxy-tls-cert-path", OPTIONAL_TEXT, None, "The proxy's certificate (PEM)."),
 )  # fmt: skip
@@ -90,7 +90,7 @@ class AddonSettings:
     wait: float
     metrics_listen: str
     metrics_chosen: bool
-    """Whether somebody named `metrics_listen`; a default that is taken is no error."""
+    """Whether somebody named `metrics_listen`; a default port that is in use is not an error."""
     request_id_header: str | None
     control_socket: str | None = None
     """None is the default path, empty is none."""

@@ -76,7 +76,7 @@ class Acceptor:
     def _wait_out(self, error: OSError) -> None:
         if not self._short:
             logger.error(
-                "no connection can be accepted: %s (trying on); raise the limit of open files",
+                "cannot accept connections: %s (will keep trying); raise the open-file limit",
                 error.strerror,
             )
         self._short = True

@@ -99,7 +99,7 @@ class Query:
         if key not in SORT_KEYS:
             raise BadRequest(
                 f"sort={printable(sort, SHOWN)!r} is not one of {', '.join(SORT_KEYS)} "
-                "(with - in front: the other way round)"
+                "(prefix with - to reverse the order)"
             )
         return cls(
             words=tuple(search.lower().split()),

@@ -100,7 +100,7 @@ class Destination:
     agent: AgentName | None
 
     def admits(self, reached: Destination) -> bool:
-        """Whether a stream to `reached` does for who has to get here."""
+        """Whether a stream to `reached` will do for a caller that must get here."""
         return self.target == reached.target and self.agent in (None, reached.agent)
 
 
@@ -141,7 +141,7 @@ class RequestFinished:
     """One exchange of a proxy with its client. All three are of a bounded number."""
 
     status: int
-    """The HTTP status that the client got; 0 if it got none, or it was no HTTP."""
+    """The HTTP status that the client got; 0 if it got none, or it was not HTTP."""
     protocol: str
     """"HTTP/1.1" and the like, "websocket", "tcp" or "other"."""
     error: str

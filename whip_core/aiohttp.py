@@ -25,7 +25,7 @@ class WhipConnector(aiohttp.TCPConnector):
     """aiohttp's own connector, but for where its connections come from.
 
     The broker is one here, or one that `whip_core.connect` gave. `caller` is what plugins get
-    to see of who asks; `wait` as for `Dials.open_connection`; `options` as for
+    to see of whoever asks; `wait` as for `Dials.open_connection`; `options` as for
     `aiohttp.TCPConnector`, of which the ones about DNS and sockets mean nothing here. The
     broker is not closed with it.
     """

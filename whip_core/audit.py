@@ -183,7 +183,7 @@ class AuditLog:
                     continue
             except OSError as error:
                 self._log.warning(
-                    "the audit log %s cannot be opened again, the old file is written on: %s",
+                    "cannot reopen the audit log %s, still writing to the old file: %s",
                     self._path,
                     error,
                 )

@@ -73,7 +73,7 @@ BROKER_OPTIONS: tuple[Option, ...] = (
     setting("--whip-external-tcp-port", OPTIONAL_NUMBER, None,
             "The port that agents connect back to, if it is not the listen port."),
     setting("--whip-listen-host", OPTIONAL_TEXT, None,
-            "Where agents are listened for; all interfaces unless given, loopback without TLS."),
+            "The address to listen on for agents (default: all interfaces; loopback without TLS)."),
     setting("--whip-tcp-listen-port", int, 8000, "The port for reverse connections."),
     setting("--whip-grpc-listen-port", int, 50051, "The port for control streams."),
     setting("--tls", bool, True, "Mutual TLS on every connection with agents."),
@@ -101,10 +101,10 @@ BROKER_OPTIONS: tuple[Option, ...] = (
     setting("--handshake-timeout", str, f"{HANDSHAKE_TIMEOUT:g}",
             "Seconds a peer has for its TLS handshake, and an agent to register.", "SECONDS"),
     setting("--preamble-timeout", str, f"{PREAMBLE_TIMEOUT:g}",
-            "Seconds a reverse connection has to say whose it is.", "SECONDS"),
+            "Seconds a reverse connection has to identify itself.", "SECONDS"),
     *(setting(f"--max-{name.replace('_', '-')}", int, getattr(limits.DEFAULT, name), help_)
       for name, help_ in (
-        ("unauthenticated", "Connections to each port that have not said who they are."),
+        ("unauthenticated", "Connections to each port that have not identified themselves."),
         ("agents", "Registered agents."),
         ("agents_per_identity", "Agents with the same certificate names."),
         ("streams", "Open streams."),
@@ -116,7 +116,7 @@ BROKER_OPTIONS: tuple[Option, ...] = (
     setting("--max-dial-rate", str, f"{limits.DEFAULT.dial_rate:g}",
             "Dials a second for one caller; 0: no limit.", "RATE"),
     setting("--drain-timeout", str, f"{DRAIN_TIMEOUT:g}",
-            "Seconds that streams have to finish after SIGTERM; a second one goes at once.",
+            "Seconds that streams have to finish after SIGTERM; a second SIGTERM stops at once.",
             "SECONDS"),
     setting("--audit-log", OPTIONAL_TEXT, None,
             "A file for one JSON line for each registration, refusal and dial; SIGHUP reopens it.",
@@ -125,18 +125,18 @@ BROKER_OPTIONS: tuple[Option, ...] = (
             name="plugins"),
     setting("--no-plugin", TEXTS, [], "An installed plugin to leave out (repeatable).", "NAME",
             name="no_plugins"),
-    setting("--plugin-set", TEXTS, [], "A setting of a plugin's (repeatable).",
+    setting("--plugin-set", TEXTS, [], "A plugin's setting (repeatable).",
             "PLUGIN.KEY=VALUE", separator=PLUGIN_SETTINGS),
     setting("--fabric", OPTIONAL_TEXT, None,
             "What joins this broker to others, so that it reaches their agents: "
-            "nats://host:4222, tls://host:4222; several with commas.", "URL"),
+            "nats://host:4222, tls://host:4222; several separated by commas.", "URL"),
     setting("--fabric-cluster", str, "whip", "Only brokers of one cluster hear each other.",
             "NAME"),
     setting("--fabric-credentials-path", OPTIONAL_TEXT, None, "A file with NATS credentials."),
     setting("--fabric-tls-ca-cert-path", OPTIONAL_TEXT, None,
             "The CA that the fabric's servers must be from (PEM)."),
-    setting("--fabric-tls-key-path", OPTIONAL_TEXT, None, "Our private key there (PEM)."),
-    setting("--fabric-tls-cert-path", OPTIONAL_TEXT, None, "Our certificate there (PEM)."),
+    setting("--fabric-tls-key-path", OPTIONAL_TEXT, None, "Our private key for the fabric (PEM)."),
+    setting("--fabric-tls-cert-path", OPTIONAL_TEXT, None, "Our certificate for the fabric (PEM)."),
     setting("--relay", bool, False,
             "Where an agent cannot reach the broker that dials, have the stream relayed by the "
             "one that holds it, and relay for others: both need it (docs/brokers.md)."),
@@ -159,7 +159,8 @@ DIAL_SOCKET_OPTIONS: tuple[Option, ...] = (
             "A certificate's name (or *.rest) that may dial over TCP, as itself (repeatable).",
             "NAME"),
     setting("--dial-trust", TEXTS, [],
-            "The same for a proxy, which is believed when it says for whom it dials (repeatable).",
+            "Like --dial-allow, for a proxy that is trusted to say on whose behalf it dials "
+            "(repeatable).",
             "NAME"),
 )  # fmt: skip
 OF_ALL_COMMANDS = frozenset(

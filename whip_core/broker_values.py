@@ -91,12 +91,12 @@ def _external_host(text: str, spell: Callable[[str], str]) -> str:
             why = f"{text[:80]!r} is not a host name or address"
             if ":" in text:
                 port = spell("whip_external_tcp_port")
-                why += f"; without a scheme, and the port goes to {port}"
+                why += f"; leave out the scheme, and give the port with {port}"
             raise SettingsError(f"{spell('whip_external_tcp_address')}: {why}") from error
         return text
     if address.is_unspecified:
         raise SettingsError(
-            f"{spell('whip_external_tcp_address')}: {address} is no address that agents can "
+            f"{spell('whip_external_tcp_address')}: {address} is not an address that agents can "
             "connect back to: give this machine's name, or the address that they reach it at"
         )
     return str(address)
@@ -178,7 +178,7 @@ def read_remote(
     address = DialAddress.parse(values["whip_broker"])
     instead = f"name the broker's unix socket: {spell('whip_broker')}=unix:/path"
     if address.path is None and not values["whip_tls"]:
-        raise SettingsError(f"a broker at {address} takes TLS: {instead}, or give certificates")
+        raise SettingsError(f"a broker at {address} requires TLS: {instead}, or give certificates")
     return RemoteSettings(
         address=address,
         tls=_tls_files(values, spell, instead) if address.path is None else None,

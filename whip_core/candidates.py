@@ -128,7 +128,7 @@ def exposed_port(exposed: tuple[int, ...], asked: int) -> int | None:
 
 
 def not_exposed(target: Target, exposed: Iterable[tuple[int, ...]]) -> PortNotExposed:
-    """The error for who has the name, but not the port: what each of them exposes is told."""
+    """The error for agents that have the name, but not the port: it says what each exposes."""
     ports = sorted({port for each in exposed for port in each})
     told = ", ".join(map(str, ports[:PORTS_TOLD])) + (", …" if len(ports) > PORTS_TOLD else "")
     return PortNotExposed(

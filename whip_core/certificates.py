@@ -38,7 +38,7 @@ def certificate_names(der: bytes) -> tuple[str, ...]:
 
     A certificate without any dNSName gives its subject's common name instead, if there is
     exactly one and it looks like a host name. Empty when there is no name at all. Raises
-    `ValueError` for what is no certificate or has extensions that cannot be read.
+    `ValueError` for what is not a certificate or has extensions that cannot be read.
     """
     return names_of(_from_der(der))
 
@@ -92,7 +92,7 @@ def is_servers(der: bytes) -> bool:
 def expires_at(der_or_pem: bytes) -> datetime:
     """The last moment at which the (first) certificate is valid, in UTC.
 
-    Raises `ValueError` for what is no certificate.
+    Raises `ValueError` for what is not a certificate.
     """
     # Not "has a BEGIN in it": a peer may have put whole PEM texts into its DER.
     is_der = der_or_pem[:1] == b"\x30" and der_or_pem[1:2] >= b"\x80"

@@ -38,7 +38,7 @@ FEW_FILES = 4096
 CONNECT_TIMEOUT = 5.0
 """Seconds for a connection and its handshake: more is as good as not reachable."""
 ALERT_TIMEOUT = 0.5
-"""Seconds for the other end to say that it does not take our certificate (TLS 1.3 tells it
+"""Seconds for the other end to say that it does not accept our certificate (TLS 1.3 tells it
 after the handshake)."""
 LIBRARIES = ("whip-tunnel", "grpcio", "cryptography", "dnspython")
 
@@ -60,7 +60,7 @@ class Checkup:
         self.findings: list[Finding] = []
 
     def doing(self, text: str) -> None:
-        """What is waited for now; for who sits before a terminal."""
+        """What is waited for now; for somebody at a terminal."""
         progress.say(f"{text} ...")
 
     def ok(self, check: str, text: str) -> None:
@@ -137,7 +137,7 @@ def _check_revocations(checkup: Checkup, files: TLSFiles, path: Path) -> None:
     found = Revocations(read_pem_file(path, source), authorities, source)
     until = f"{path} is good until {day(found.valid_until)}"
     if found.valid_until < datetime.now(UTC):
-        checkup.problem("revocation list", until, "no peer is believed until it is renewed")
+        checkup.problem("revocation list", until, "no peer is trusted until it is renewed")
     else:
         checkup.ok("revocation list", until)
 
@@ -182,7 +182,7 @@ async def check_port(
     try:
         ssl_object = writer.get_extra_info("ssl_object")
         if ssl_object is None:
-            checkup.ok(check, f"{where} is reached")
+            checkup.ok(check, f"{where} is reachable")
             return True
         if is_client:
             with contextlib.suppress(TimeoutError):
@@ -193,15 +193,15 @@ async def check_port(
         if not any(proves_host(der, name) for name in names):
             checkup.problem(
                 check,
-                f"{where} is reached, but its certificate does not prove {' or '.join(names)}",
+                f"{where} is reachable, but its certificate is not for {' or '.join(names)}",
                 "issue it a certificate for the name that agents use",
             )
             return False
-        checkup.ok(check, f"{where} is reached, and proves its name over {ssl_object.version()}")
+        checkup.ok(check, f"{where} is reachable, and proves its name over {ssl_object.version()}")
         return True
     except (OSError, ValueError) as error:
         checkup.problem(
-            check, f"{where} does not take our certificate: {explain(error)}", "compare both CAs"
+            check, f"{where} does not accept our certificate: {explain(error)}", "compare both CAs"
         )
         return False
     finally:
@@ -212,7 +212,7 @@ def explain(error: Exception) -> str:
     """What went wrong with a connection, in plain words."""
     if isinstance(error, ssl.SSLCertVerificationError):
         clock = " (is the clock right, here and there?)" if "valid" in error.verify_message else ""
-        return f"its certificate is not believed: {error.verify_message}{clock}"
+        return f"its certificate is not trusted: {error.verify_message}{clock}"
     if isinstance(error, ssl.SSLError):
         if error.reason == "WRONG_VERSION_NUMBER":
             return "what listens there does not speak TLS"

@@ -68,7 +68,7 @@ class CommandsByEntryPoint(click.Group):
                 why += f": pip install '{DISTRIBUTION}[{extra}]'"
             return _unavailable(name, why)
         if not isinstance(command, click.Command):
-            return _unavailable(name, f"{_origin(point)}{point.value} is no click command")
+            return _unavailable(name, f"{_origin(point)}{point.value} is not a click command")
         return command
 
 
@@ -144,7 +144,7 @@ def main(ctx: click.Context) -> None:
 
 
 class OnlyPKI(CommandsByEntryPoint):
-    """Of all commands the one that the helper of old had."""
+    """Of all commands the one that the old helper had."""
 
     def _found(self) -> dict[str, EntryPoint]:
         return {name: point for name, point in super()._found().items() if name == "pki"}
@@ -153,4 +153,4 @@ class OnlyPKI(CommandsByEntryPoint):
 @click.group(cls=OnlyPKI)
 @click.version_option(package_name=DISTRIBUTION, prog_name="whiphack")
 def whiphack() -> None:
-    """The helper of old: `whiphack pki` is `whip pki`."""
+    """The old helper: `whiphack pki` is `whip pki`."""

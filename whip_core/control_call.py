@@ -87,7 +87,7 @@ def _call(path: Path, method: str, what: str, arguments: Mapping[str, str]) -> A
             f"the broker at {path} does not answer within {TIMEOUT:g} s"
         ) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise ControlCallFailed(f"what listens at {path} is no broker: {error}") from error
+        raise ControlCallFailed(f"{path} is not a broker's control socket: {error}") from error
     finally:
         connection.close()
     if answer.status != 200:

@@ -65,7 +65,7 @@ def bind(path: Path, *, in_default_folder: bool) -> socket.socket:
         _private(path.parent)
         _sweep(path.parent)
     if answers(path):
-        raise SettingsError(f"a broker that runs has the control socket {path}: {REMEDY}")
+        raise SettingsError(f"a running broker has the control socket {path}: {REMEDY}")
     return bind_unix(path, REMEDY)
 
 

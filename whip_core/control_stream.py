@@ -146,7 +146,7 @@ class ControlStream:
             self._handler.received(self._session, message)
         elif self._registering is not None:
             if len(self._early) == MAX_EARLY:
-                raise RemoteProtocolError("it says too much before it is registered")
+                raise RemoteProtocolError("it sent too much before it was registered")
             self._early.append(message)
         elif isinstance(message, control.Register):
             self._stop_deadline()

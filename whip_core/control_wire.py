@@ -40,7 +40,7 @@ def _text(told: str) -> str:
 
 def _nanoseconds(timestamp: Timestamp) -> int:
     if not (abs(timestamp.seconds) <= MAX_SECONDS and 0 <= timestamp.nanos < _NANOSECONDS):
-        raise RemoteProtocolError("a timestamp that is no time")
+        raise RemoteProtocolError("a timestamp that is not a valid time")
     return timestamp.seconds * _NANOSECONDS + timestamp.nanos
 
 

@@ -1,8 +1,8 @@
 """Our TLS files as they are on disk now: what new connections are made with.
 
 The files are looked at every few seconds. New ones, also behind a symlink that was swapped,
-are used if they fit together; ones that do not are told of, and the old stay in use. A key
-and a certificate that are written one after the other do not fit for a moment: nothing is
+are used if they fit together; files that do not are reported, and the old ones stay in use. A
+key and a certificate that are written one after the other do not fit for a moment: nothing is
 said as long as they change.
 """
 
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 CHECK_INTERVAL = 2.0
 """Seconds between two looks: four `stat`s. New files are in use within two of them."""
 WARN_BEFORE = timedelta(days=14)
-"""A certificate that ends this soon is warned of: time to find out why nothing renews it."""
+"""A certificate that ends this soon causes a warning: time to find out why nothing renews it."""
 WARN_EVERY = 24 * 3600.0
 """Seconds between two such warnings."""
 
@@ -131,7 +131,7 @@ class Credentials:
         except SettingsError as error:
             if signature == self._refused:
                 # They do not fit for longer than it takes to write them.
-                logger.error("the new TLS files are not used, the old ones stay: %s", error)
+                logger.error("not using the new TLS files, keeping the old ones: %s", error)
                 self._seen = signature
             self._refused = signature
             return
@@ -152,8 +152,7 @@ class Credentials:
         revocations = self._read_revocations(ca)
         if revocations is not None and revocations.valid_until < datetime.now(UTC):
             warnings.append(
-                f"--tls-crl-path {files.crl} is out of date: "
-                "no peer is believed until it is renewed"
+                f"--tls-crl-path {files.crl} is out of date: no peer is trusted until it is renewed"
             )
         # OpenSSL has its say before anything is used.
         context = tls.client_context(files) if self._role is Role.AGENT else None

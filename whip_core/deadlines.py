@@ -13,7 +13,7 @@ Who = TypeVar("Who", bound=Hashable)
 
 
 class Deadlines(Generic[Who]):
-    """Those who wait, in the order in which they came; `too_late` is told of who is late.
+    """Those who wait, in the order in which they came; `too_late` is told of whoever is late.
 
     They are looked at in that order: one whose time is shorter than that of somebody before
     it may be told late, by as much. So lengths that differ much need their own `Deadlines`.

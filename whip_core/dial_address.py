@@ -51,6 +51,6 @@ class DialAddress:
 
 def _wrong(text: str, why: str) -> SettingsError:
     return SettingsError(
-        f"{text[:80]!r} is no dial socket ({why}); write unix:/run/whip/dial.sock or "
+        f"{text[:80]!r} is not a dial socket ({why}); write unix:/run/whip/dial.sock or "
         "broker.example.com:50052"
     )

@@ -54,7 +54,7 @@ async def check_dial_socket(
         async with asyncio.timeout(ANSWER_TIMEOUT):
             agents = await _agents(client)
     except NotAuthorized as error:
-        remedy = "have the broker given this name with --dial-allow or --dial-trust"
+        remedy = "give the broker this name with --dial-allow or --dial-trust"
         checkup.problem("dial socket", str(error), remedy)
     except (DialError, RemoteProtocolError, ValueError) as error:
         checkup.problem("dial socket", str(error), REMEDY)
@@ -78,4 +78,6 @@ async def _agents(client: DialClient) -> int:
             agents += kind == "agent"
     finally:
         writer.close()
-    raise RemoteProtocolError(f"the broker at {client.address} hangs up before it has told all")
+    raise RemoteProtocolError(
+        f"the broker at {client.address} closed the news stream before it was complete"
+    )

@@ -209,14 +209,14 @@ class DialClient:
             return transport
         host, port = self.address.host, self.address.port
         if self._context is None:
-            raise ValueError("over TCP it takes TLS")
+            raise ValueError("a dial socket over TCP requires TLS")
         secured = await tls_transport.connect(
             connection, host, port, self._context(), handshake_timeout=CONNECT_TIMEOUT
         )
         certificate = peer_certificate(secured)
         if certificate is None or not proves_host(certificate, host):
             secured.abort()
-            raise ValueError(f"its certificate does not prove the name {host}, but others")
+            raise ValueError(f"its certificate is for other names, not for {host}")
         return secured
 
     def _park(self, connection: FramedConnection) -> None:

@@ -117,7 +117,7 @@ class DialSocket:
         most_strangers: int,
         on_refused: OnRefused,
     ) -> None:
-        """The last three are for who has not said hello yet, at each address (`strangers`)."""
+        """The last three are for peers yet to say hello, at each address (`strangers`)."""
         self._handler = handler
         self._addresses = addresses
         self._context = context
@@ -290,7 +290,7 @@ class _DialConnection:
         try:
             ask = decode_ask(request.name, request.port)
         except RemoteProtocolError as error:
-            raise DialError(f"the dial socket was asked for something odd: {error}") from error
+            raise DialError(f"malformed dial request: {error}") from error
         if self._access is None:
             return ask
         caller = self._access.caller(

@@ -3,11 +3,11 @@
 The connection speaks frames (`frames`), the program being the opener. Before them it says
 hello: one frame of type 0x01 whose body is JSON, `{"dial": 1}`, the version of what follows.
 
-OPEN's name is what is dialled; behind a NUL stands JSON with what the dial needs besides:
+OPEN's name is what is dialled; behind a NUL is JSON with what the dial needs besides:
 how long to wait, how long it may take, and on whose behalf it is made. An empty name asks
 for the broker's *news* instead: a stream of JSON lines that goes on until it is closed. A
 failed dial answers with a code for each class of `DialError`, so that the same error comes
-out at the other end (before the text of `Busy` stands which limit it is). Whatever breaks
+out at the other end (the text of `Busy` is preceded by which limit it is). Whatever breaks
 these forms is a `RemoteProtocolError`.
 """
 
@@ -69,7 +69,7 @@ class HelloReader:
         self._buffer += data
         if self._buffer[:1] not in (b"", bytes([FIRST_TYPE])):
             raise RemoteProtocolError(
-                f"this is nobody who dials: the first byte is {self._buffer[:1].hex()}"
+                f"this is not a whip dial client: the first byte is {self._buffer[:1].hex()}"
             )
         body = first_body(self._buffer, MAX_HELLO_SIZE, "a hello")
         if body is None:
@@ -96,7 +96,7 @@ class Ask:
 
 
 def encode_ask(ask: Ask) -> str:
-    """What stands in OPEN behind port and dial id."""
+    """What OPEN has behind port and dial id."""
     facts: dict[str, Any] = {"caller": encode_caller(ask.caller)}
     if ask.wait:
         facts["wait"] = min(ask.wait, MAX_WAIT)
@@ -109,7 +109,7 @@ def encode_ask(ask: Ask) -> str:
 
 def decode_ask(text: str, port: int) -> Ask:
     name, _, facts_text = text.partition("\0")
-    facts = parsed(facts_text, "what stands behind the name")
+    facts = parsed(facts_text, "what follows the name")
     timeout = facts.get("timeout")
     return Ask(
         name=name,

@@ -90,7 +90,7 @@ class Dialer:
             await self._quiet.wait()
 
     def cut(self) -> None:
-        """Break every stream that is open: who reads one is told that it is incomplete."""
+        """Break every stream that is open: whoever reads one is told that it is incomplete."""
         for stream in tuple(self._streams):
             stream.reset("the broker was closed", cut("the broker was closed"))
 
@@ -123,7 +123,7 @@ class Dialer:
         return await self._run(dial, wait, timeout)
 
     def begin(self, target: Target, caller: Caller, wait: float, tell: Tell) -> Asked | None:
-        """The same for who does not await, on the shortest way that there is.
+        """The same for a caller that does not await, on the shortest way that there is.
 
         If nobody but the agent has to be waited for, it is asked on a parked connection before
         this returns, and the stream is told in the turn in which it answers. Anything else is

@@ -21,9 +21,9 @@ STALL_TIMEOUT = 30.0
 class BoundedDrain:
     """Runs from creation until `cancel`; calls `give_up` when a bound is passed.
 
-    When too much comes it gives up `at_once`, if told that this does not overtake our own
-    last bytes once the transport has sent them; else it stops reading, so that they have
-    the time that is left.
+    When too much arrives: with `at_once` it gives up as soon as the transport has sent our
+    own last bytes (the reset cannot overtake them then); otherwise it stops reading and lets
+    them have the remaining time.
     """
 
     def __init__(

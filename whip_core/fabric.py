@@ -2,7 +2,7 @@
 
 An implementation knows nothing of agents. It is asked to `hold` keys for its broker (a
 name, a domain, the broker's id), and to `ask` those who hold one. There is no directory
-behind it: who holds a key is who answers. Ours are `fabric_local` (brokers of one process)
+behind it: whoever holds a key answers. Ours are `fabric_local` (brokers of one process)
 and `fabric_nats`; a plugin's `whip_fabric` hook gives others (docs/brokers.md).
 """
 
@@ -35,7 +35,7 @@ class Fabric(Protocol):
     async def open(self, answer: Answer) -> None:
         """Take part: from here on `answer` is called for each question to a key we hold.
 
-        A fabric that is down is no error: it goes on trying, and holds the keys then.
+        A fabric that is down is not an error: it keeps trying, and holds the keys once it is up.
         """
 
     async def close(self) -> None:

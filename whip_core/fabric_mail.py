@@ -1,4 +1,4 @@
-"""One broker's letters over a fabric: sealed and asked, admitted, and counted where dropped."""
+"""One broker's messages over a fabric: sending, admission, and counting what is dropped."""
 
 from __future__ import annotations
 

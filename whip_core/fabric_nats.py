@@ -77,7 +77,7 @@ class NatsFabric:
             self._connecting.result()
         else:
             logger.warning(
-                "no way into NATS at %s (trying on): %s",
+                "cannot connect to NATS at %s (will keep trying): %s",
                 ", ".join(server.rpartition("@")[2] for server in self._servers),
                 self._trouble or "it does not answer",
             )
@@ -165,7 +165,9 @@ class NatsFabric:
         assert self._connecting is not None
         if self._leaving or not self._connecting.done():
             return  # we have closed it, or are trying already
-        logger.warning("NATS is lost (trying on): %s", self._client.last_error or "it has closed")
+        logger.warning(
+            "NATS is lost (will keep trying): %s", self._client.last_error or "it has closed"
+        )
         self._held.clear()
         self._client = Client()
         self._connecting = self._tasks.spawn(self._connect_again(), "connect to NATS again")
@@ -177,7 +179,9 @@ class NatsFabric:
 
     async def _disconnected(self) -> None:
         if not self._client.is_closed:
-            logger.warning("NATS is lost (trying on): names held by other brokers fail till then")
+            logger.warning(
+                "NATS is lost (will keep trying): names held by other brokers fail until it is back"
+            )
 
     async def _reconnected(self) -> None:
         logger.info("NATS is back")

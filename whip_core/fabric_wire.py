@@ -2,7 +2,7 @@
 
     {"v": 1, "cluster": "…", "from": "broker id", "id": "…", "at": 1700000000.0, "kind": "…", …}
 
-- seek, to who holds a name or domain: who is that? Answered by offers: agents.
+- seek, to whoever holds a name or domain: who is that? Answered by offers: agents.
 - visit, to the broker that offered one: have that agent connect to me. Answered by visiting,
   or by refused with an error's code.
 - allow, to the same: may this caller use the connection that the agent has parked here?
@@ -48,7 +48,7 @@ class Unwelcome(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What stands in an envelope. `sender` is a broker's id."""
+    """What is in an envelope. `sender` is a broker's id."""
 
     sender: str
     kind: str
@@ -107,7 +107,7 @@ class Gate:
             self._seen.discard(self._order.popleft()[1])
 
 
-# Keys: who holds one is asked what is sent to it.
+# Keys: whoever holds one is asked what is sent to it.
 
 
 def agent_key(name: str) -> str:

@@ -42,7 +42,7 @@ def _check(server: str, has_tls: bool) -> None:
         raise SettingsError(f"--fabric {server!r} has no host; write nats://host:4222")
     if not has_tls and not is_loopback(host):
         raise SettingsError(
-            f"--fabric {server}: over the network NATS takes TLS; give --fabric-tls-ca-cert-path"
+            f"--fabric {server}: over the network NATS requires TLS; give --fabric-tls-ca-cert-path"
         )
 
 

@@ -204,6 +204,6 @@ def _port(text: str, lowest: int = 1) -> int:
 
 def _wrong(text: str, why: str) -> SettingsError:
     return SettingsError(
-        f"{text[:80]!r} is no forward ({why}); write LISTEN:NAME:PORT, "
+        f"{text[:80]!r} is not a forward ({why}); write LISTEN:NAME:PORT, "
         "such as 15432:db1.testdom:5432 or unix:/tmp/db.sock:db1.testdom:5432"
     )

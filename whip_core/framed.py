@@ -28,7 +28,8 @@ costs more than such a copy. Above, the header goes out by itself."""
 LINGER_TIMEOUT = 5.0
 """Seconds the peer has to take our RESET and close, before we do."""
 MAX_PONGS_UNSENT = 16
-"""Answers that may wait behind a stream's data: who pings on and reads none is no peer."""
+"""Answers that may wait behind a stream's data: a peer that keeps pinging and
+reads none of them is misbehaving."""
 CANCELLED = "the dial was cancelled"
 _CLOSED = State.CLOSED
 
@@ -138,7 +139,7 @@ class FramedConnection(asyncio.Protocol):
     ) -> Stream:
         """Open a stream to the peer's `port`; a dial socket is told a `name` too.
 
-        What it tells of who serves is the stream's extra info "opened". Raises
+        What it tells about the service is the stream's extra info "opened". Raises
         `ServiceRefused` or `PortNotExposed` if the peer says so (the connection is parked
         again), `AgentGone` if the connection is lost. Cancelled, it resets the connection:
         whatever the answer would have been, nobody gets it.
@@ -163,7 +164,7 @@ class FramedConnection(asyncio.Protocol):
         on_finished: Callable[[Stream], None] | None = None,
         name: str = "",
     ) -> None:
-        """The same for who does not await: `opening` is told, unless it gives up before."""
+        """The same for a caller that does not await: `opening` is told, unless given up before."""
         if self.lost:
             raise AgentGone(f"{self._whose} connection was lost")
         if not self.is_parked:

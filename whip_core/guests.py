@@ -5,7 +5,7 @@ broker that holds it. What it parked here serves the next dial in one round trip
 no fabric, unless the holder's plugins judge dials: then that broker is asked first.
 
 A guest that cannot connect to us is dialled by way of its holder, if both allow that
-(`relaying`), and for a while straight away.
+(`relaying`); for a while afterwards it is dialled that way at once.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Guest(Session):
         if self.parked or now() >= self._relayed_until:
             if self.holder_judges and self.parked:
                 async with asyncio.timeout_at(deadline):
-                    await self._ask_leave(extra["whip"])
+                    await self._ask_permission(extra["whip"])
             try:
                 return await super().open(
                     port,
@@ -190,7 +190,7 @@ class Guest(Session):
         self._relayed_until = asyncio.get_running_loop().time() + RELAYED_FOR
         return stream
 
-    async def _ask_leave(self, dial: Dial) -> None:
+    async def _ask_permission(self, dial: Dial) -> None:
         """Ask the holder whether a parked connection may serve the dial. Raises `DialError`."""
         try:
             await self._mail.request(
@@ -346,7 +346,10 @@ class Guests:
         return guest
 
     def failed(self, message: Message) -> None:
-        """A guest could not connect to us, says who holds it. Raises `RemoteProtocolError`."""
+        """The holder reports that a guest could not connect to us.
+
+        Raises `RemoteProtocolError`.
+        """
         wait = self._awaited.get(text(message.body, "connection"))
         if wait is not None and isinstance(wait.owner, Guest):
             if wait.owner.holder != message.sender:

@@ -36,7 +36,8 @@ from whip_core.tasks import TaskSet
 
 MAX_VISITS = 65_536
 VISIT_LIFE = 15.0
-"""So many dials of others, for so many seconds, may yet fail for whom to tell: a dial has 10."""
+"""How many dials of other brokers are remembered, and for how many seconds, in case the agent
+reports a failure (a dial has 10 s)."""
 
 
 class Holder:
@@ -85,7 +86,7 @@ class Holder:
         self._leave_domain(session)
 
     def _leave_domain(self, session: Session) -> None:
-        """Of who holds a domain's key one is asked, who had better have somebody to offer."""
+        """Of those who hold a domain's key one is asked: it had better have an agent to offer."""
         domain = session.name.domain
         members = self._domains.get(domain, set())
         members.discard(session)

@@ -166,7 +166,7 @@ def whip_dial_finished(dial: DialFinished) -> None:
 
 @hookspec
 def whip_response_seen(agent: AgentView, status: int) -> None:
-    """mitmproxy has the head of an HTTP response from `agent`, a stream of which it came on.
+    """mitmproxy has received the head of an HTTP response over a stream to `agent`.
 
     Synchronous; an exception is logged.
     """

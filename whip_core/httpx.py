@@ -32,7 +32,7 @@ class WhipTransport(httpx.AsyncHTTPTransport):
     """httpx's own transport, but for where its connections come from.
 
     The broker is one here, or one that `whip_core.connect` gave. `caller` is what plugins get
-    to see of who asks; `wait` as for `Dials.open_connection`; all else as for
+    to see of whoever asks; `wait` as for `Dials.open_connection`; all else as for
     `httpx.AsyncHTTPTransport`. The broker is not closed with it.
     """
 

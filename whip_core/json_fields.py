@@ -1,4 +1,4 @@
-"""Reading JSON that somebody else wrote: an object, and what stands in its fields.
+"""Reading JSON that somebody else wrote: an object, and what is in its fields.
 
 Each takes what was found and gives it back as what it has to be; whatever is otherwise is a
 `RemoteProtocolError`, whose text begins with `what` was read.
@@ -15,7 +15,7 @@ from whip_core.errors import RemoteProtocolError
 
 
 def parsed(data: str | bytes | bytearray, what: str) -> dict[str, Any]:
-    """The object that a whole text is."""
+    """The object that `data` is, as a whole."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -38,7 +38,7 @@ def array(value: Any, what: str, length: int | None = None) -> list[Any]:
 
 def text(value: Any, what: str) -> str:
     if not isinstance(value, str):
-        raise RemoteProtocolError(f"{what} is not text")
+        raise RemoteProtocolError(f"{what} is not a string")
     return value
 
 

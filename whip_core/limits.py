@@ -1,6 +1,7 @@
 """How much a broker takes on: each bound is an option, with a default that protects.
 
-Past a bound whoever comes is refused, clearly and counted; who is in already goes on.
+Beyond a bound, newcomers are refused with a clear, counted error; whoever is in already is left
+alone.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ MOST = 2**31 - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The bounds. 0 is no bound, except for sizes, which are always bounded."""
+    """The bounds. 0 means no bound, except for sizes, which are always bounded."""
 
     unauthenticated: int = 1024
-    """Connections to each port that have not said who they are: a restart brings every agent
+    """Connections to each port that have not identified themselves: a restart brings every agent
     at once, and each needs a moment; at some 30 KB each they are 30 MB of an attacker's."""
     agents: int = 20_000
     """Registered agents: twice what DESIGN §12 measures, at 60 KB each 1.2 GB."""

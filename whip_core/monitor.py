@@ -55,7 +55,7 @@ def listen_address(listen: str) -> tuple[str, int] | None:
     try:
         host.encode("idna")  # as the socket does, which has no line for it
     except UnicodeError as error:
-        raise SettingsError(f"--metrics-listen {listen!r}: {host!r} is no host") from error
+        raise SettingsError(f"--metrics-listen {listen!r}: {host!r} is not a host") from error
     return host, int(port)
 
 
@@ -78,7 +78,7 @@ async def serving(listen: str, answer: Handler, *, chosen: bool) -> AsyncIterato
         problem = f"cannot serve metrics at {listen}: {why}"
         if chosen:
             raise SettingsError(f"{problem}; choose another --metrics-listen") from error
-        logger.warning("%s; going on without (choose with --metrics-listen)", problem)
+        logger.warning("%s; continuing without metrics (choose with --metrics-listen)", problem)
         yield None
         return
     async with WebServer(answer) as server:

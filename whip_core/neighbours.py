@@ -94,7 +94,7 @@ class Neighbours:
                         f"{broker_id}: each must have its own"
                     )
         except FabricError as error:
-            logger.warning("the fabric is not there yet: %s", error)
+            logger.warning("the fabric is not available yet: %s", error)
 
     async def _answer(self, message: Message) -> bytes | None:
         match message.kind:

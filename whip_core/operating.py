@@ -61,7 +61,10 @@ async def _control_socket(
     except SettingsError as error:
         if chosen:
             raise
-        logger.warning("%s; going on without, so `whip agents` cannot find this broker", error)
+        logger.warning(
+            "%s; continuing without a control socket, so `whip agents` cannot find this broker",
+            error,
+        )
         yield
         return
     logger.info("control socket %s", path)

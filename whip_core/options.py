@@ -95,7 +95,7 @@ class Several(click.Option):
 
 
 def utf8(_: click.Context, param: click.Parameter, value: Any) -> Any:
-    """A callback for what is sent on: bytes that are no text come as surrogates."""
+    """A callback for what is sent on: bytes that are not text come as surrogates."""
     for text in value if isinstance(value, tuple) else (value,):
         try:
             (text or "").encode()
@@ -194,7 +194,7 @@ def tls_files(
     crl: str | None = None,
     *,
     spell: Callable[[str], str] = _flag,
-    instead: str = "say --tls=false on loopback",
+    instead: str = "give --tls=false on loopback",
 ) -> TLSFiles | None:
     """The TLS options as one value; `spell` tells how one such as tls_key_path is written.
 

@@ -42,5 +42,5 @@ def read_pem_file(path: Path, source: str) -> bytes:
             f"{source} cannot be read by this user: {error.strerror or error}"
         ) from error
     if len(data) > MAX_PEM_SIZE:
-        raise SettingsError(f"{source} is no PEM file of ours: it is larger than 1 MiB")
+        raise SettingsError(f"{source} is not a PEM file for whip: it is larger than 1 MiB")
     return data

@@ -91,7 +91,7 @@ def _one(text: str) -> Picker:
     if not colon or (name == STICKY and by == "caller"):
         return PICKERS[name]()
     if name != STICKY:
-        raise SettingsError(f"the picker {name} takes nothing behind its name; write {name}")
+        raise SettingsError(f"the picker {name} takes nothing after its name; write {name}")
     kind, _, what = by.partition("=")
     if kind not in STICKY_BY or not what.strip():
         raise SettingsError(

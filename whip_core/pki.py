@@ -183,9 +183,7 @@ class Authority:
             raise SettingsError(f"{key_source} is neither an EC nor an RSA key: make another CA")
         _hash_for(key, key_source)
         if not _may_sign_certificates(certificate, cert_source):
-            raise SettingsError(
-                f"{cert_source} is not a CA certificate: it does not allow to sign others"
-            )
+            raise SettingsError(f"{cert_source} is not a CA certificate: it may not sign others")
         return cls(certificate, key)
 
     @property
@@ -217,7 +215,7 @@ class Authority:
         first of the names that fits, unless `subject` has one. It never
         outlives the CA: its end is brought forward, and `shortened` says so. Raises
         `SettingsError` when no name is given, `valid_for` is out of bounds or the CA has
-        expired, and `ValueError` for what is no name or address.
+        expired, and `ValueError` for what is not a name or address.
         """
         names = list(dict.fromkeys(map(dns_pattern, dns_names)))
         literals = list(dict.fromkeys(literal_address(str(address)) for address in addresses))
@@ -345,7 +343,7 @@ def _hash_for(key: SigningKey, source: str) -> Hash:
         return _HASHES[key.curve.name]
     except KeyError as error:
         raise SettingsError(
-            f"{source} is on the curve {key.curve.name}, which TLS does not take: "
+            f"{source} is on the curve {key.curve.name}, which TLS does not accept: "
             "make a CA with P-256, P-384 or P-521"
         ) from error
 
@@ -358,7 +356,7 @@ def _may_sign_certificates(certificate: x509.Certificate, source: str) -> bool:
             return False
         return extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
     except x509.ExtensionNotFound as missing:
-        # Without a key usage every use is allowed; without basic constraints it is no CA.
+        # Without a key usage every use is allowed; without basic constraints it is not a CA.
         return missing.oid == x509.KeyUsage.oid
     except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
         raise SettingsError(f"{source} has extensions that cannot be read: {error}") from error

@@ -266,7 +266,7 @@ class PluginHost:
             return
         self._quiet_until[named] = now + SLOW_AGAIN
         logger.warning(
-            "plugin %s: %s took %.0f ms, and everything waited (said once in %g s)",
+            "plugin %s: %s took %.0f ms and blocked everything else (logged at most once in %g s)",
             call.plugin,
             call.hook,
             seconds * 1000,
@@ -334,7 +334,7 @@ class PluginHost:
             loaded = named.origin.kind not in ("object", "built-in")
             if other.plugin is named.plugin or (loaded and other.name == named.name):
                 raise SettingsError(
-                    f"plugin {named.name} is there twice: {other.origin}, and {named.origin}"
+                    f"plugin {named.name} is loaded twice: {other.origin}, and {named.origin}"
                 )
 
 
@@ -344,7 +344,7 @@ def _check_is_there(call: Call, answer: Any) -> None:
         if inspect.iscoroutine(answer):
             answer.close()  # nobody is ever going to await it
         raise PluginFailed(
-            f"plugin {call.plugin}: {call.hook} gave something to await, and is asked synchronously"
+            f"plugin {call.plugin}: {call.hook} returned an awaitable, but this hook is synchronous"
         )
 
 

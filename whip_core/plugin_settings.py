@@ -59,8 +59,8 @@ class PluginSettings:
     def check_known(self, plugins: Mapping[str, type | None]) -> list[str]:
         """Raises `SettingsError` for a setting of no plugin, or that its plugin does not have.
 
-        Gives the variables that begin like ours and are no plugin's: other programs' plugins
-        may have them, so they are no error.
+        Gives the variables that begin like ours and belong to no plugin: other programs' plugins
+        may have them, so they are not an error.
         """
         for path in self.values:
             plugin, _, key = path.rpartition(".")
@@ -141,7 +141,7 @@ def check_declared(plugin: str, declared: object) -> type:
     Raises `SettingsError`.
     """
     if not (isinstance(declared, type) and dataclasses.is_dataclass(declared)):
-        raise SettingsError(f"plugin {plugin}: whip_settings gave {declared!r}, no dataclass")
+        raise SettingsError(f"plugin {plugin}: whip_settings gave {declared!r}, not a dataclass")
     _readers(plugin, declared)
     return declared
 

@@ -34,7 +34,7 @@ class Picked:
     agent: object
 
     def refused(self, target: Target) -> PluginError:
-        """The error for one that was no candidate."""
+        """The error for one that was not a candidate."""
         given = f"agent {self.agent.name}" if isinstance(self.agent, AgentView) else self.agent
         return PluginError(
             f"{target}: plugin {self.plugin}: whip_pick gave {given!s:.80}, "
@@ -71,14 +71,14 @@ class Plugins:
         return self._host.describe()
 
     def mitmproxy_addons(self) -> list[tuple[str, object]]:
-        """Each with its plugin's name. Raises `SettingsError` for what is no list of addons."""
+        """Each with its plugin's name. Raises `SettingsError` for what is not a list of addons."""
         addons: list[tuple[str, object]] = []
         for plugin, given in self._host.gather("whip_mitmproxy_addons"):
             if given is None:
                 continue
             if not isinstance(given, list | tuple):
                 raise SettingsError(
-                    f"plugin {plugin}: whip_mitmproxy_addons gave {given!r}, no list of addons"
+                    f"plugin {plugin}: whip_mitmproxy_addons gave {given!r}, not a list of addons"
                 )
             addons += [(plugin, addon) for addon in given]
         return addons
@@ -93,7 +93,7 @@ class Plugins:
         plugin, answer = found
         if not isinstance(answer, Target):
             raise PluginError(
-                f"{target}: plugin {plugin}: whip_resolve gave {answer!r}, which is no Target"
+                f"{target}: plugin {plugin}: whip_resolve gave {answer!r}, which is not a Target"
             )
         try:
             return Target.parse(answer.name, answer.port)

@@ -67,7 +67,7 @@ def _rule(kind: str, number: int, table: Mapping[str, Any]) -> Rule:
         where = f"{where} ({name})"
     try:
         if not isinstance(name, str) or not name or not name.isprintable():
-            raise ValueError(f"rule = {name!r}: write its name, a text in one line")
+            raise ValueError(f"rule = {name!r}: write its name, a string on one line")
         _known(table, (*COMMON, *TABLES[kind], *WHAT), "in it")
         _check_who(kind, table)
         allows = table.get("allow", True)
@@ -108,10 +108,10 @@ def _read(key: str, value: Any, read: Callable[[Any], Any]) -> Any:
 
 
 def _texts(value: Any) -> tuple[str, ...]:
-    """A text, or a list of some: not an empty one, which would fit nobody."""
+    """A string, or a list of some: not an empty one, which would fit nobody."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t for t in texts):
-        raise ValueError("write a text, or a list of texts")
+        raise ValueError("write a string, or a list of strings")
     return tuple(texts)
 
 
@@ -128,7 +128,7 @@ def _name_pattern(text: str) -> str:
         return normalize(text)
     pattern = text.lower().removesuffix(".")
     if not _PATTERN.fullmatch(pattern):
-        raise ValueError(f"{text!r} is no pattern of names, such as db*.testdom")
+        raise ValueError(f"{text!r} is not a pattern of names, such as db*.testdom")
     return pattern
 
 
@@ -151,10 +151,10 @@ def _ports(value: Any) -> tuple[range, ...]:
 
 def _span(value: Any) -> range:
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError(f'{value!r} is no port: write 443 or "8000-8100"')
+        raise ValueError(f'{value!r} is not a port: write 443 or "8000-8100"')
     first, dash, last = str(value).partition("-")
     if not (first.isdigit() and (last.isdigit() or not dash)):
-        raise ValueError(f'{value!r} is no port: write 443 or "8000-8100"')
+        raise ValueError(f'{value!r} is not a port: write 443 or "8000-8100"')
     start, end = check_port(int(first)), check_port(int(last or first))
     if start > end:
         raise ValueError(f"{value!r} goes backwards")
@@ -168,7 +168,7 @@ def _hours(value: Any) -> tuple[Hours, ...]:
 def _one_hours(text: str) -> Hours:
     found = _HOURS.fullmatch(text)
     if not found:
-        raise ValueError(f'{text!r} are no hours: write "08:00-18:00", or "22:00-06:00"')
+        raise ValueError(f'{text!r} are not hours: write "08:00-18:00", or "22:00-06:00"')
     first, second, third, fourth = map(int, found.groups())
     if (third, fourth) == (24, 0):
         third = 0
@@ -181,7 +181,7 @@ def _one_hours(text: str) -> Hours:
 def _days(value: Any) -> frozenset[int]:
     days = [text.lower() for text in _texts(value)]
     if unknown := [day for day in days if day not in DAYS]:
-        raise ValueError(f"{unknown[0]!r} is no day: write {', '.join(DAYS)}")
+        raise ValueError(f"{unknown[0]!r} is not a day: write {', '.join(DAYS)}")
     return frozenset(map(DAYS.index, days))
 
 

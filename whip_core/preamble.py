@@ -8,7 +8,7 @@ Ours is one frame (`frames`: a type byte, three bytes of length) whose body is J
 request it answers, or empty: the connection is to be parked.
 
 An old peer sends the bare JSON object `{"connectionID":"…"}` and its application's bytes
-right behind it. Its first byte, `{`, is no frame type, so one byte tells them apart; the
+right behind it. Its first byte, `{`, is not a frame type, so one byte tells them apart; the
 reader stops exactly at the closing brace and gives back what came after.
 """
 
@@ -88,7 +88,7 @@ class PreambleReader:
             self._framed_first_byte = True
             return self._framed()
         raise RemoteProtocolError(
-            f"this is no whip agent: the first byte is {self._buffer[:1].hex()}"
+            f"this is not a whip agent: the first byte is {self._buffer[:1].hex()}"
         )
 
     def _framed(self) -> Preamble | None:

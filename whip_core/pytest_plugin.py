@@ -1,7 +1,8 @@
 """Fixtures for the tests of services, and of plugins: a whole tunnel in the test's process.
 
-pytest finds them by itself where whip-tunnel is installed. All are plain functions' to use,
-in tests that are coroutines too: what they give runs on an event loop in another thread.
+pytest finds them by itself where whip-tunnel is installed. All can be used from plain test
+functions and from coroutine tests alike: what they return runs on an event loop in another
+thread.
 
     def test_it(whip_agent, whip_broker):
         whip_agent(my_asgi_application)

@@ -152,7 +152,7 @@ class Relaying:
         if self._credentials is not None and not (
             arrival.certificate is not None and is_servers(arrival.certificate)
         ):
-            raise RemoteProtocolError("a relayed stream from who has no broker's certificate")
+            raise RemoteProtocolError("a relayed stream from a peer without a broker's certificate")
         connection = FramedConnection(
             Side.ACCEPTOR,
             on_open=lambda connection, request: self._asked(connection, request, errand),

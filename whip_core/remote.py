@@ -77,7 +77,8 @@ class RemoteBroker(Dials):
         if self.settings.address.path is None:
             if files is None:
                 raise SettingsError(
-                    f"a broker at {self.settings.address} takes TLS: give key, certificate and CA"
+                    f"a broker at {self.settings.address} requires TLS: "
+                    "give key, certificate and CA"
                 )
             credentials = Credentials(files, Role.AGENT, self.metrics.certificate_expires)
             context = credentials.client_context
@@ -165,8 +166,10 @@ class RemoteBroker(Dials):
     def why_not_ready(self) -> str | None:
         """What keeps dials from being served; None if nothing does."""
         if self._stopping.is_set():
-            return "it drains"
-        return self._trouble or (None if self._heard.is_set() else "the broker was not heard yet")
+            return "draining"
+        return self._trouble or (
+            None if self._heard.is_set() else "nothing heard from the broker yet"
+        )
 
     def kick(self, name: str) -> None:
         """Raises `UnknownName`: agents are kicked where they are registered."""
@@ -271,7 +274,7 @@ class RemoteBroker(Dials):
         if trouble == self._trouble:
             return
         if trouble:
-            logger.warning("%s (trying on)", trouble)
+            logger.warning("%s (will keep trying)", trouble)
         else:
             logger.info("the broker at %s answers", self.settings.address)
         self._trouble = trouble

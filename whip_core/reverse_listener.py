@@ -81,7 +81,7 @@ class ReverseListener:
             await acceptor.wait_closed()
 
     def close(self) -> None:
-        """Take no more connections, and drop those that have not said who they are."""
+        """Take no more connections, and drop those that have not identified themselves."""
         for acceptor in self._acceptors:
             acceptor.close()
         self._strangers.close()

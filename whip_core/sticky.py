@@ -71,7 +71,7 @@ def cookie_key(name: str) -> KeyOf:
 
 
 class Sticky:
-    """A picker: the agent that a caller's key belongs to; any agent for who has no key."""
+    """A picker: the agent that a caller's key belongs to; any agent for a caller without one."""
 
     by_caller = True
 

@@ -1,4 +1,4 @@
-"""The signals that end a process: the first slowly, one that comes later at once."""
+"""The signals that end a process: the first gracefully, a later one immediately."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Connections that have not said who they are: what each of a broker's doors grants them.
+"""Connections that have not identified themselves: what each of a broker's doors grants them.
 
 A stranger has a deadline and an object of its own, so a silent one delays nobody. Together
-those at one door are bounded: who has said nothing for the longest time makes room for who
-comes, as most likely it never will. What they can cause to be logged is bounded too.
+those at one door are bounded: the one that has been silent for the longest makes room for a
+newcomer, as most likely it will never speak. What they can cause to be logged is bounded too.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Strangers:
         oldest = next(iter(self._all))
         if not oldest.drop():
             raise ConnectionAbortedError("too many at once")
-        why = f"{self._most} connections have not said who they are, this one for the longest time"
+        why = f"{self._most} connections have not identified themselves, this one for the longest"
         self.refused(oldest.address, "unauthenticated", why)
 
     def _no_handshake(self, stranger: Stranger, address: tuple[str, int], error: Exception) -> None:
@@ -187,7 +187,8 @@ class Stranger(asyncio.Protocol):
 
     def too_late(self) -> None:
         self.refuse(
-            f"{self.reason}-timeout", f"said nothing useful for {self._strangers.timeout:g} s"
+            f"{self.reason}-timeout",
+            f"did not identify itself within {self._strangers.timeout:g} s",
         )
 
     def leave(self) -> None:

@@ -27,7 +27,7 @@ def server_context(files: TLSFiles) -> ssl.SSLContext:
 def control_context(files: TLSFiles) -> ssl.SSLContext:
     """For the control port: the same, for HTTP/2.
 
-    Revoked certificates pass its handshake: who shows one is told so when it registers.
+    Revoked certificates pass its handshake: a peer that shows one is told so when it registers.
     """
     context = server_context(dataclasses.replace(files, crl=None))
     context.set_alpn_protocols(["h2"])

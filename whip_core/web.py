@@ -45,7 +45,7 @@ ALWAYS = (
     ("Cross-Origin-Resource-Policy", "same-origin"),
 )
 LOCKED = ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-"""For what is no page: even a browser that takes it for one runs and loads nothing."""
+"""For what is not a page: even a browser that takes it for one runs and loads nothing."""
 
 CLOSING = (("Connection", "close"),)
 

@@ -71,7 +71,7 @@ class Agent:
                     FramedConnection(Side.ACCEPTOR), host, port, introduction
                 )
             except AgentGone as error:
-                print(f"agent {self.number}: {error}; trying on", file=sys.stderr, flush=True)
+                print(f"agent {self.number}: {error}; keeps trying", file=sys.stderr, flush=True)
 
 
 async def _few_at_once(jobs: Iterable[Callable[[], Coroutine[Any, Any, Any]]]) -> list[Any]:

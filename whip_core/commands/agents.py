@@ -38,7 +38,7 @@ sort_option = option(
     type=click.Choice(SORTS),
     metavar="COLUMN",
     default="name",
-    help=f"One of {', '.join(SORT_KEYS)}; with - in front the other way round.",
+    help=f"One of {', '.join(SORT_KEYS)}; prefix with - to reverse the order.",
 )
 
 

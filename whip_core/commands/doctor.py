@@ -159,7 +159,7 @@ def _check_name(checkup: Checkup, settings: BrokerSettings) -> None:
     else:
         checkup.warning(
             "certificate's name",
-            f"{cert} does not prove {host}, where agents connect back to",
+            f"{cert} is not for {host}, where agents connect back to",
             "right only if it proves the name in the agents' ENDPOINT",
         )
 

@@ -166,7 +166,7 @@ def createandsign() -> None:
     callback=_each(dns_pattern),
     multiple=True,
     metavar="NAMES",
-    help="Names that agents connect to; repeatable, or with commas. Without any name or "
+    help="Names that agents connect to; repeatable, or separated by commas. Without any name or "
     "address: this host's names and loopback.",
 )
 @option(
@@ -174,7 +174,7 @@ def createandsign() -> None:
     callback=_each(literal_address),
     multiple=True,
     metavar="ADDRESSES",
-    help="Addresses that agents connect to; repeatable, or with commas.",
+    help="Addresses that agents connect to; repeatable, or separated by commas.",
 )
 @option(
     "--relay",
@@ -214,7 +214,7 @@ def server(
     _write_issued(issued, "a broker", cert_path, key_path, force)
     for name in issued.names:
         if name.startswith("*.") and name.count(".") == 1:
-            click.echo(f"note: TLS clients take no wildcard as wide as {name}", err=True)
+            click.echo(f"note: TLS clients accept no wildcard as wide as {name}", err=True)
 
 
 @createandsign.command()
@@ -324,9 +324,9 @@ def _require_free(paths: Sequence[Path], force: bool, inputs: Iterable[Path]) ->
             if not os.path.lexists(path):
                 continue
             if not force:
-                raise Failure(f"{path} exists: choose another path, or say --force to replace it")
+                raise Failure(f"{path} exists: choose another path, or give --force to replace it")
             if not stat.S_ISREG(path.lstat().st_mode):
-                raise Failure(f"{path} is a link or no regular file: remove it yourself")
+                raise Failure(f"{path} is a link or not a regular file: remove it yourself")
 
 
 def _write(*outputs: _Output, force: bool) -> None:

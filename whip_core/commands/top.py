@@ -64,9 +64,9 @@ class Rates:
     _rates: dict[tuple[str, float], tuple[int | None, int | None]] = field(default_factory=dict)
 
     def add_to(self, agents: list[dict[str, Any]], at: float) -> None:
-        """Give each agent `rate_to_agent` and `rate_from_agent`; None at the first look.
+        """Give each agent `rate_to_agent` and `rate_from_agent`; None the first time.
 
-        `at` is when the broker looked, in seconds; for who asks soon again it is the same.
+        `at` is when the broker looked, in seconds; for a caller that soon asks again, the same.
         """
         if at != self._at:
             self._look(agents, at)
@@ -118,7 +118,7 @@ TOP_COLUMNS = (*COLUMNS[:4], _rate("to"), _rate("from"), *COLUMNS[4:])
     type=click.IntRange(min=1),
     default=None,
     show_default="until it is ended",
-    help="How often in all.",
+    help="How many times in all.",
 )
 @json_option
 @control_socket_option
@@ -133,7 +133,7 @@ def top(
 ) -> None:
     """What the agents do right now. On a terminal, keys sort and q quits.
 
-    With --json, or where the output is no terminal, one look follows another; as JSON
+    With --json, or where the output is not a terminal, one look follows another; as JSON
     each is one line.
     """
     watch = _Watch(control_socket, search, sort)
@@ -212,7 +212,7 @@ def _show(watch: _Watch, interval: float, count: int | None) -> None:
 
 
 def _toggled(sort: str, chosen: str) -> str:
-    """The same key again sorts the other way round."""
+    """The same key again reverses the order."""
     if sort != chosen:
         return chosen
     return chosen[1:] if chosen.startswith("-") else f"-{chosen}"
@@ -229,7 +229,7 @@ def _draw(watch: _Watch) -> None:
             *lines(look["agents"], TOP_COLUMNS, width=size.columns),
         ]
     except ControlCallFailed as error:
-        text = [str(error), "looking again; q quits"]
+        text = [str(error), "retrying; press q to quit"]
     text = text[: size.lines]
     if os.environ.get("NO_COLOR"):
         text = list(map(click.unstyle, text))
