@@ -21,7 +21,7 @@ IDLE = 3.0
 LAST_ONES = 10
 """Objects of each type that the last few may still hold; one for each time would be 200."""
 
-CARRIERS = ("grpc", "h2.", "whip_core.grpc_calls", "whip_core.control_", "whip_core.tls_")
+CARRIERS = ("h2.", "whip_core.grpc_calls", "whip_core.control_", "whip_core.tls_")
 
 
 def tasks() -> Counter[str]:
