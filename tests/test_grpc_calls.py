@@ -174,6 +174,8 @@ def test_a_client_that_says_goodbye_has_broken_all_its_calls_off() -> None:
     for call in calls:
         assert client.server.send(call, b"dropped")
         client.server.end(call, grpc_calls.OK)
+    ping = bytes([0, 0, 8, 6, 0, 0, 0, 0, 0]) + bytes(8)
+    assert list(client.server.receive(ping)) == []
 
 
 @pytest.mark.parametrize("goes", ["resets", "leaves"])

@@ -109,7 +109,12 @@ class GrpcCalls:
     # What comes in
 
     def receive(self, data: bytes) -> Iterator[Event]:
-        """What `data` says. Raises `RemoteProtocolError`; then nothing more can be read."""
+        """What `data` says. Raises `RemoteProtocolError`; then nothing more can be read.
+
+        After the peer's goodbye nothing is read: h2 takes any frame then for a mistake.
+        """
+        if self._left:
+            return
         try:
             heard = self._http2.receive_data(data)
         except ProtocolError as error:
